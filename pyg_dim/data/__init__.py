@@ -1,0 +1,1 @@
+"""Crystals on disk and in batches."""

@@ -1,0 +1,38 @@
+"""Keys of a crystal batch, each with its shape and unit.
+
+N sites, B crystals, E edges of the graph, T targets of one batch.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+Z: Final = "z"
+"""[N] int64: atomic number."""
+X: Final = "x"
+"""[N, 9] float: scaled site features (see :mod:`pyg_dim.data.elements`)."""
+OXIDATION: Final = "oxidation"
+"""[N] float: oxidation state, in elementary charges; zero where unknown."""
+POS: Final = "pos"
+"""[N, 3] float: Cartesian positions, in angstrom."""
+CELL: Final = "cell"
+"""[B, 3, 3] float: lattice vectors as rows, in angstrom."""
+BATCH: Final = "batch"
+"""[N] int64: crystal of each site."""
+PTR: Final = "ptr"
+"""[B + 1] int64: first site of each crystal, then N."""
+MAX_SITES: Final = "max_sites"
+"""int: sites of the largest crystal of the batch, known on the host so that no step has to ask the device."""
+ROW: Final = "row"
+"""[B] int64: row of each crystal in its data set."""
+EDGE_INDEX: Final = "edge_index"
+"""[2, E] int64: source site j, target site i; sorted by target. A periodic graph is a multigraph: never coalesce."""
+EDGE_SHIFT: Final = "edge_shift"
+"""[E, 3] int64: lattice image of the source: the neighbour lies at pos[j] + edge_shift @ cell."""
+EDGE_DIST: Final = "edge_dist"
+"""[E] float: length of the edge, in angstrom."""
+Y: Final = "y"
+"""[B, T] float: labels in their own units, NaN where missing."""
+
+SPECIES_KEYS: Final = (Z, X, OXIDATION)
+"""What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""

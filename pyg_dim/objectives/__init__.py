@@ -1,0 +1,1 @@
+"""Pre-training objectives; they add up."""
