@@ -1,0 +1,244 @@
+"""Crystals of one data set in flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.data.composition import reduced_formula
+from pyg_dim.data.elements import site_features
+from pyg_dim.data.parquet import read_parquet, write_parquet
+from pyg_dim.data.raw import RawCrystals, keep_sound
+from pyg_dim.data.report import ImportReport
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Oxidation = Literal["zero", "guess"]
+
+MAX_SITES = 50
+"""Default limit on the sites of a crystal (Moran et al. 2025)."""
+
+
+class CrystalDataset:
+    """n crystals with N sites in all, side by side in flat tensors; there is no Python object per crystal.
+
+    Args:
+        z: [N] int64, atomic numbers.
+        pos: [N, 3] float, Cartesian positions in angstrom.
+        ptr: [n + 1] int64, first site of each crystal, then N.
+        cell: [n, 3, 3] float, lattice vectors as rows, in angstrom.
+        oxidation: [N] float, oxidation states in elementary charges, zero where unknown.
+        labels: name -> [n] float64 in the unit of the source, NaN where missing.
+        ids: [n] Arrow strings, all different.
+        report: what was left out of the source, and why.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        ptr: Tensor,
+        cell: Tensor,
+        oxidation: Tensor,
+        labels: Mapping[str, Tensor],
+        ids: pa.Array,
+        report: ImportReport,
+    ) -> None:
+        self.z = z
+        self.pos = pos
+        self.ptr = ptr
+        self.cell = cell
+        self.oxidation = oxidation
+        self.labels = dict(labels)
+        self.ids = ids
+        self.report = report
+
+    @classmethod
+    def from_parquet(
+        cls,
+        path: str | Path,
+        max_sites: int = MAX_SITES,
+        oxidation: Oxidation = "zero",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Read a Parquet file, or a folder of them, with OPTIMADE column names.
+
+        Args:
+            path: file or folder; see :func:`pyg_dim.data.parquet.read_parquet` for the columns.
+            max_sites: crystals with more sites are left out.
+            oxidation: ``"zero"`` for all, or ``"guess"`` from each composition.
+            dtype: floating-point type of positions, cells and site features.
+
+        Returns:
+            The data set; its report says what was left out.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no Parquet file, a column is missing, or no usable crystal is left.
+        """
+        raw, report = read_parquet(path)
+        return cls.from_raw(raw, report, max_sites, oxidation, dtype)
+
+    @classmethod
+    def from_raw(
+        cls,
+        raw: RawCrystals,
+        report: ImportReport,
+        max_sites: int = MAX_SITES,
+        oxidation: Oxidation = "zero",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Check crystals that a reader has laid side by side and make them a data set.
+
+        Args:
+            raw: crystals as read.
+            report: the reader's report, which is completed here and logged.
+            max_sites: crystals with more sites are left out.
+            oxidation: ``"zero"`` for all, or ``"guess"`` from each composition.
+            dtype: floating-point type of positions, cells and site features.
+
+        Returns:
+            The data set of the sound crystals.
+
+        Raises:
+            ValueError: no usable crystal is left, or an unknown ``oxidation``.
+        """
+        if oxidation not in ("zero", "guess"):
+            raise ValueError(f"oxidation must be 'zero' or 'guess', not {oxidation!r}")
+        raw = keep_sound(raw, report, max_sites)
+        dataset = cls(
+            z=torch.from_numpy(np.ascontiguousarray(raw.z)),
+            pos=torch.tensor(raw.pos, dtype=dtype),
+            ptr=torch.from_numpy(np.concatenate([[0], np.cumsum(raw.species_counts)])),
+            cell=torch.tensor(raw.cell, dtype=dtype),
+            oxidation=torch.zeros(len(raw.z), dtype=dtype),
+            labels={name: torch.tensor(values, dtype=torch.float64) for name, values in raw.labels.items()},
+            ids=raw.ids,
+            report=report,
+        )
+        report.notes.append("oxidation states: zero for all sites")
+        report.log()
+        return dataset
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the data set as Parquet with OPTIMADE column names; see :func:`pyg_dim.data.parquet.write_parquet`.
+
+        Args:
+            path: file to write or replace.
+        """
+        write_parquet(self, path)
+
+    def __len__(self) -> int:
+        return self.cell.shape[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} crystals, {self.z.numel()} sites, labels={list(self.labels)})"
+
+    @property
+    def num_sites(self) -> Tensor:
+        """[n] int64: sites of each crystal."""
+        return self.ptr.diff()
+
+    def target(self, name: str) -> Tensor:
+        """One label of all crystals.
+
+        Args:
+            name: column.
+
+        Returns:
+            [n] float64, NaN where missing.
+
+        Raises:
+            ValueError: no such column; the message lists those there are.
+        """
+        if name not in self.labels:
+            known = f"its labels are {', '.join(map(repr, self.labels))}" if self.labels else "it has no labels"
+            raise ValueError(f"{self.report.source} has no target column {name!r}; {known}")
+        return self.labels[name]
+
+    def formula(self, row: int) -> str:
+        """Reduced formula of one crystal, elements by increasing electronegativity.
+
+        Args:
+            row: row in the data set.
+
+        Returns:
+            The formula, for example ``"SrTiO3"``.
+        """
+        return reduced_formula(self.z[self.ptr[row] : self.ptr[row + 1]])
+
+    def sites(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the sites of some crystals lie in the flat tensors.
+
+        Args:
+            rows: [B] int64, rows of the data set.
+
+        Returns:
+            [S] int64, entries of ``z`` and ``pos`` crystal by crystal, and [B + 1] int64, the first site of each
+            crystal, then S.
+        """
+        start = self.ptr[rows]
+        counts = self.ptr[rows + 1] - start
+        ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        index = torch.repeat_interleave(start - ptr[:-1], counts)
+        return index + torch.arange(index.numel(), device=index.device), ptr
+
+    def subset(self, rows: Tensor) -> CrystalDataset:
+        """The data set of some crystals.
+
+        Args:
+            rows: [m] int64, rows to keep, in the order wanted.
+
+        Returns:
+            A new data set with the report of this one.
+        """
+        index, ptr = self.sites(rows)
+        return CrystalDataset(
+            z=self.z[index],
+            pos=self.pos[index],
+            ptr=ptr,
+            cell=self.cell[rows],
+            oxidation=self.oxidation[index],
+            labels={name: values[rows] for name, values in self.labels.items()},
+            ids=self.ids.take(pa.array(rows.numpy())),
+            report=self.report,
+        )
+
+    def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
+        """Put some crystals into a batch, without edges.
+
+        Args:
+            rows: [B] int64, rows of the data set, at least one.
+            targets: T labels that become ``y``.
+
+        Returns:
+            A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, and y [B, T] if targets are given.
+
+        Raises:
+            ValueError: no such target.
+        """
+        index, ptr = self.sites(rows)
+        counts = ptr.diff()
+        z, oxidation = self.z[index], self.oxidation[index]
+        fields: dict[str, Any] = {
+            "z": z,
+            "x": site_features(z, oxidation, self.pos.dtype),
+            "oxidation": oxidation,
+            "pos": self.pos[index],
+            "cell": self.cell[rows],
+            "batch": torch.repeat_interleave(counts),
+            "ptr": ptr,
+            "max_sites": int(counts.max()),
+            "row": rows,
+        }
+        if targets:
+            fields["y"] = torch.stack([self.target(name)[rows] for name in targets], dim=1).to(self.pos.dtype)
+        return CrystalBatch(**fields)
