@@ -1,0 +1,1 @@
+"""False samples: one generator for every model, as index arithmetic on the batch."""

@@ -1,0 +1,104 @@
+"""What every encoder offers, whatever its architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+Readout = Literal["global", "full"]
+READOUTS: Final = ("global", "full")
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Representations of a batch.
+
+    Attributes:
+        crystal: [B, D] global representation.
+        hidden: [B, H] pooled hidden layer that the global representation is read from.
+        site: [N, L] local representations.
+    """
+
+    crystal: Tensor
+    hidden: Tensor
+    site: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """From a batch of crystals to one vector each.
+
+    Attributes:
+        name: name in the registry.
+        config: the constructor's arguments, as plain values: ``build(name, **config)`` makes an equal encoder.
+        graph: what adds edges to a batch: ``graph(batch) -> batch``.
+        channels: length D of the global representation.
+    """
+
+    name: ClassVar[str]
+    config: dict[str, Any]
+    graph: Callable[[Any], Any]
+    channels: int
+
+    @abstractmethod
+    def represent(self, batch: Any) -> Representation:
+        """Representations of a batch.
+
+        Args:
+            batch: crystal batch with the edges of ``graph``.
+
+        Returns:
+            Its :class:`Representation`.
+        """
+
+    def forward(self, batch: Any) -> Tensor:
+        """Global representations.
+
+        Args:
+            batch: crystal batch with the edges of ``graph``.
+
+        Returns:
+            [B, D] vectors.
+        """
+        return self.represent(batch).crystal
+
+    def readout(self, batch: Any, kind: Readout = "global") -> Tensor:
+        """The vectors that a probe is given.
+
+        Args:
+            batch: crystal batch with the edges of ``graph``.
+            kind: "global", the representation alone (the paper); "full", with the pooled hidden layer and the mean,
+                standard deviation, minimum and maximum of the local vectors.
+
+        Returns:
+            [B, D] or [B, D + H + 4 L] vectors.
+
+        Raises:
+            ValueError: unknown kind.
+        """
+        if kind not in READOUTS:
+            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(READOUTS)}")
+        out = self.represent(batch)
+        if kind == "global":
+            return out.crystal
+        crystal = batch.batch[:, None].expand_as(out.site)
+        zeros = out.site.new_zeros(out.crystal.size(0), out.site.size(1))
+        reduce = {
+            how: zeros.scatter_reduce(0, crystal, out.site, how, include_self=False) for how in ("mean", "amin", "amax")
+        }
+        spread = zeros.scatter_reduce(0, crystal, (out.site - reduce["mean"][batch.batch]).square(), "mean")
+        return torch.cat(
+            [out.crystal, out.hidden, reduce["mean"], spread.clamp(min=0).sqrt(), reduce["amin"], reduce["amax"]],
+            dim=-1,
+        )
+
+    def set_compile(self, enabled: bool) -> None:  # noqa: B027 - an encoder without heavy kernels has nothing to do
+        """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
+
+        Args:
+            enabled: whether to compile.
+        """

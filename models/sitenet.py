@@ -1,0 +1,303 @@
+"""Site-Net: attention over every pair of a primitive cell and a supercell, in two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyg_dim.constituents import Constituents
+from pyg_dim.data.graphs import DenseSupercell
+from pyg_dim.level import Level, NoiseForm
+from pyg_dim.losses import KLForm
+from pyg_dim.models.encoder import Encoder, Representation
+
+SITE_FEATURES = 9
+
+
+class Block(nn.Module):
+    """Linear layer, Mish, layer norm: the unit that Site-Net is made of.
+
+    Args:
+        in_channels: input width.
+        out_channels: output width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return self.norm(F.mish(self.linear(x)))
+
+    def finish(self, linear_output: Tensor) -> Tensor:
+        """Mish and layer norm of what the linear layer gave, where that was computed in parts."""
+        return self.norm(F.mish(linear_output))
+
+
+def _chain(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
+    return nn.Sequential(*(Block(i, o) for i, o in zip([in_channels, *widths], widths, strict=False)))
+
+
+class PairAttention(nn.Module):
+    r"""One attention block: sites gather what their pairs tell them.
+
+    With the pair features :math:`c_{ij} = [x_i, x_j, e_{ij}]`,
+
+    .. math:: w_{ij} = \mathrm{softmax}_j\, f_w(c_{ij}), \qquad u_i = \sum_j w_{ij}\, f_v(c_{ij}), \qquad e'_{ij} = f_e(c_{ij})
+
+    The first layer of each network is split, :math:`W c_{ij} = W_i x_i + W_j x_j + W_e e_{ij}`: two of the three products
+    are taken once a site, not once a pair.
+
+    Args:
+        site_channels: width of x.
+        pair_channels: width of e.
+        value_channels: width of the values, of each head.
+        heads: number of heads; they share the values and differ in the weights.
+        attention_hidden: widths of the hidden layers of the attention weights, at least one.
+        value_hidden: widths of the hidden layers of the values.
+        update_pairs: whether e' is needed (by a following block).
+
+    Source: Moran et al., Site-Net, Digital Discovery 2023, 2, 1297.
+    """
+
+    def __init__(
+        self,
+        site_channels: int,
+        pair_channels: int,
+        value_channels: int,
+        heads: int,
+        attention_hidden: Sequence[int],
+        value_hidden: Sequence[int],
+        update_pairs: bool,
+    ) -> None:
+        super().__init__()
+        if not attention_hidden:
+            raise ValueError("attention_hidden needs at least one width")
+        width = 2 * site_channels + pair_channels
+        self.attention = _chain(width, attention_hidden)
+        self.logits = nn.Linear(attention_hidden[-1], heads)
+        self.value = _chain(width, [*value_hidden, value_channels])
+        self.pair = _chain(width, [pair_channels]) if update_pairs else None
+
+    def forward(self, x: Tensor, e: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Gather the pairs of every site.
+
+        Args:
+            x: [N, C] site features.
+            e: [E, P] pair features.
+            source: [E] site j of each pair.
+            target: [E] site i of each pair.
+
+        Returns:
+            ([N, heads * V] gathered values, [E, P] new pair features or None, [E, heads] attention weights).
+        """
+        chains = [chain for chain in (self.attention, self.value, self.pair) if chain is not None]
+        # One product for the first layers of all networks, in the three parts of the concatenation.
+        weight = torch.cat([chain[0].linear.weight for chain in chains])
+        bias = torch.cat([chain[0].linear.bias for chain in chains])
+        of_target, of_source, of_pair = weight.split([x.size(1), x.size(1), e.size(1)], dim=1)
+        first = (x @ of_target.T + bias)[target] + (x @ of_source.T)[source] + e @ of_pair.T
+        firsts = first.split([chain[0].linear.out_features for chain in chains], dim=1)
+        attention, value, *pair = (chain[1:](chain[0].finish(part)) for chain, part in zip(chains, firsts, strict=True))
+        logits = self.logits(attention)
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        rows = target[:, None].expand_as(logits)
+        largest = logits.new_zeros(x.size(0), logits.size(1)).scatter_reduce(
+            0, rows, logits.detach(), "amax", include_self=False
+        )
+        raw = (logits - largest[target]).exp()
+        norm = raw.new_zeros(x.size(0), raw.size(1)).index_add(0, target, raw)
+        attention_weight = raw / norm[target]
+        weighted = (attention_weight[:, :, None] * value[:, None, :]).flatten(1)
+        gathered = weighted.new_zeros(x.size(0), weighted.size(1)).index_add(0, target, weighted)
+        return gathered, pair[0] if pair else None, attention_weight
+
+
+class LocalEncoder(nn.Module):
+    """From pairs to sites: everything of Site-Net below the local level.
+
+    Args: as those of :class:`SiteNet`.
+    """
+
+    def __init__(
+        self,
+        site_channels: int,
+        pair_channels: int,
+        heads: int,
+        blocks: int,
+        attention_hidden: Sequence[int],
+        value_hidden: Sequence[int],
+        local_channels: int,
+    ) -> None:
+        super().__init__()
+        width, pair_width = site_channels * heads, pair_channels * heads
+        self.embed_site = Block(SITE_FEATURES, width)
+        self.embed_pair = Block(1, pair_width)
+        self.blocks = nn.ModuleList(
+            PairAttention(width, pair_width, site_channels, heads, attention_hidden, value_hidden, b < blocks - 1)
+            for b in range(blocks)
+        )
+        self.between = nn.ModuleList(Block(width, width) for _ in range(blocks - 1))
+        self.hidden_channels = width * blocks
+        self.output = nn.Linear(self.hidden_channels, local_channels)
+
+    def forward(self, x: Tensor, distance: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Local representations.
+
+        Args:
+            x: [N, 9] scaled site features.
+            distance: [E] length of each pair, in angstrom.
+            source: [E] site j of each pair.
+            target: [E] site i of each pair.
+
+        Returns:
+            ([N, L] local representations, [N, H] hidden vectors that they are read from).
+        """
+        sites = self.embed_site(x)
+        # A layer over one input is an outer product: elementwise, so that a compiler fuses it with what follows.
+        linear = self.embed_pair.linear
+        pairs = self.embed_pair.finish(distance[:, None] * linear.weight[:, 0] + linear.bias)
+        gathered = []
+        for b, block in enumerate(self.blocks):
+            values, pairs, _ = block(sites, pairs, source, target)
+            gathered.append(values)
+            if b < len(self.between):
+                sites = self.between[b](values)
+        hidden = torch.cat(gathered, dim=1)
+        return self.output(hidden), hidden
+
+
+@cache
+def _compiled_local() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The local encoder fused by torch.compile, one compilation for batches of every size."""
+    return torch.compile(LocalEncoder.forward, dynamic=True)
+
+
+class SiteNet(Encoder):
+    """Site-Net with the two levels of Deep InfoMax; the defaults are table 1 of the paper.
+
+    Local level: constituents are the raw pairs (site features of j, distance), weighted by 1/(1 + d)²; z is the output of
+    the local encoder. Global level: constituents are the local representations, before the layers that precede the pool;
+    z is the output of those that follow it.
+
+    Args:
+        site_channels: width of site features and values, of each head.
+        pair_channels: width of pair features, of each head.
+        heads: attention heads.
+        blocks: attention blocks; the local representation is read from what all of them gathered.
+        attention_hidden: widths of the hidden layers of the attention weights.
+        value_hidden: widths of the hidden layers of the values.
+        local_channels: length of the local representation.
+        pre_pool: widths of the layers before the mean over sites.
+        post_pool: widths of the layers after it; the last is the length of the global representation (sec. 3.2.1).
+        supercell_sites: sites of the supercell, at most.
+        distance_weights: weight the constituents of the local level by 1/(1 + d)², or equally.
+        noise: noise on both representations: "conditional", "learned", "none".
+        kl: form of the KL term: "log_variance", "paper".
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Moran et al., Digital Discovery 2025, 4, 790, table 1 and sec. 3.2.1; Site-Net, Digital Discovery 2023, 2, 1297.
+    """
+
+    name: ClassVar[str] = "sitenet"
+
+    def __init__(
+        self,
+        site_channels: int = 64,
+        pair_channels: int = 64,
+        heads: int = 1,
+        blocks: int = 1,
+        attention_hidden: Sequence[int] = (64,),
+        value_hidden: Sequence[int] = (64,),
+        local_channels: int = 64,
+        pre_pool: Sequence[int] = (64, 128),
+        post_pool: Sequence[int] = (64, 128),
+        supercell_sites: int = 50,
+        distance_weights: bool = True,
+        noise: NoiseForm = "conditional",
+        kl: KLForm = "log_variance",
+    ) -> None:
+        super().__init__()
+        for argument, value in {"heads": heads, "blocks": blocks, "supercell_sites": supercell_sites}.items():
+            if value < 1:
+                raise ValueError(f"SiteNet: {argument} must be at least 1, not {value}")
+        if not pre_pool or not post_pool:
+            raise ValueError("SiteNet: pre_pool and post_pool need at least one width each")
+        self.config = {
+            "site_channels": site_channels, "pair_channels": pair_channels, "heads": heads, "blocks": blocks,
+            "attention_hidden": list(attention_hidden), "value_hidden": list(value_hidden),
+            "local_channels": local_channels, "pre_pool": list(pre_pool), "post_pool": list(post_pool),
+            "supercell_sites": supercell_sites, "distance_weights": distance_weights, "noise": noise, "kl": kl,
+        }  # fmt: skip
+        self.graph: Callable[[Any], Any] = DenseSupercell(supercell_sites)
+        self.channels = post_pool[-1]
+        self.distance_weights = distance_weights
+        self.compiled = False
+
+        self.local = LocalEncoder(
+            site_channels, pair_channels, heads, blocks, attention_hidden, value_hidden, local_channels
+        )
+        self.local_level = Level(
+            local_channels,
+            SITE_FEATURES + 1,
+            hidden_channels=self.local.hidden_channels,
+            scope="site",
+            noise=noise,
+            kl=kl,
+        )
+        self.pre_pool = _chain(local_channels, pre_pool)
+        widths = [pre_pool[-1], *post_pool]
+        self.post_pool = _chain(widths[0], widths[1:-1])
+        self.output = nn.Linear(widths[-2], widths[-1])
+        self.global_level = Level(
+            self.channels, local_channels, hidden_channels=widths[-2], scope="crystal", noise=noise, kl=kl
+        )
+
+    def set_compile(self, enabled: bool) -> None:
+        """Run the pair network and the pair critic through torch.compile (the same numbers), or eagerly.
+
+        Args:
+            enabled: whether to compile.
+        """
+        self.compiled = enabled
+        self.local_level.compiled = enabled
+
+    def represent(self, batch: Any) -> Representation:
+        """Local and global representations of a batch; see :meth:`Encoder.represent`."""
+        source, target = batch.edge_index
+        distance = batch.edge_dist
+        run = _compiled_local() if self.compiled else LocalEncoder.forward
+        site, hidden = run(self.local, batch.x, distance, source, target)
+        site = self.local_level(
+            site,
+            constituents=Constituents((batch.x, source), (distance[:, None], None)),
+            index=target,
+            hidden=hidden,
+            weight=(1.0 + distance).pow(-2) if self.distance_weights else None,
+        )
+        return self.pool(site, batch)
+
+    def pool(self, site: Tensor, batch: Any) -> Representation:
+        """From local representations to the global one.
+
+        Args:
+            site: [N, L] local representations.
+            batch: crystal batch (batch, num_graphs).
+
+        Returns:
+            The :class:`Representation`.
+        """
+        wide = self.pre_pool(site)
+        sums = wide.new_zeros(batch.num_graphs, wide.size(1)).index_add(0, batch.batch, wide)
+        hidden = self.post_pool(sums / batch.ptr.diff().to(wide.dtype)[:, None])
+        crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
+        return Representation(crystal, hidden, site)

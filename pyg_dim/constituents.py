@@ -1,0 +1,68 @@
+"""Constituents of sets, held in parts so that the widest tensor of a model need not be built."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Parts = tuple[tuple[Tensor, Tensor | None], ...]
+
+
+class Constituents:
+    """Feature vectors of n constituents, each the concatenation of parts that may be shared.
+
+    A pair is (features of its neighbour, distance): the features exist once a site, the distance once a pair.
+    ``Constituents((x, source), (distance, None))`` says just that, and a linear layer over it costs one product a site
+    plus one a pair: W [x_j, d] = (W_x x)_j + W_d d.
+
+    Args:
+        *parts: (features [m, F], index [n]) gathers rows; (features [n, F], None) takes them as they are.
+
+    Raises:
+        ValueError: no part, or parts of different length.
+    """
+
+    def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
+        if not parts:
+            raise ValueError("Constituents needs at least one part")
+        lengths = {(features if index is None else index).size(0) for features, index in parts}
+        if len(lengths) > 1:
+            raise ValueError(f"the parts of the constituents differ in length: {sorted(lengths)}")
+        self.parts: Parts = parts
+
+    def __len__(self) -> int:
+        features, index = self.parts[0]
+        return (features if index is None else index).size(0)
+
+    @property
+    def channels(self) -> int:
+        """Width of a constituent, the sum over its parts."""
+        return sum(features.size(-1) for features, _ in self.parts)
+
+    def detach(self) -> Constituents:
+        """The same constituents without gradient."""
+        return Constituents(*((features.detach(), index) for features, index in self.parts))
+
+    def dense(self) -> Tensor:
+        """The [n, F] tensor itself."""
+        return torch.cat([f if index is None else f[index] for f, index in self.parts], dim=-1)
+
+    def linear(self, layer: nn.Linear) -> Tensor:
+        """A linear layer applied part by part, equal to ``layer(self.dense())``.
+
+        Args:
+            layer: linear layer of ``channels`` inputs.
+
+        Returns:
+            [n, out] outputs.
+        """
+        out = None
+        for (features, index), weight in zip(
+            self.parts, layer.weight.split([f.size(-1) for f, _ in self.parts], dim=1), strict=True
+        ):
+            # A product over one input is an outer product: elementwise, so that a compiler can fuse it.
+            term = features * weight.T if features.size(-1) == 1 else features @ weight.T
+            term = term if index is None else term[index]
+            out = term if out is None else out + term
+        assert out is not None  # noqa: S101 - the constructor asks for a part
+        return out if layer.bias is None else out + layer.bias

@@ -1,0 +1,78 @@
+"""Critics: what scores whether a constituent belongs to a representation."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyg_dim.constituents import Constituents
+
+
+class DotProductCritic(nn.Module):
+    r"""Dot product of a learned map of the representation and one of the constituent.
+
+    .. math:: \mathrm{score}(z, c) = u_z(z) \cdot u_c(c), \qquad u(t) = W_2\, \mathrm{Mish}(W_1 t + b_1) + b_2
+
+    The last layer of :math:`u_c` is linear, so that it can act once on each representation instead of once on each
+    constituent: :math:`u_z \cdot (W h + b) = (W^\top u_z) \cdot h + u_z \cdot b`.
+
+    Args:
+        channels: length of the representation z.
+        constituent_channels: width of a constituent c.
+        hidden_channels: width of the hidden layers.
+        score_channels: length of the vectors whose dot product is the score.
+
+    Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 3 and table 1.
+    """
+
+    def __init__(
+        self, channels: int, constituent_channels: int, hidden_channels: int = 64, score_channels: int = 128
+    ) -> None:
+        super().__init__()
+        self.z_hidden = nn.Linear(channels, hidden_channels)
+        self.z_score = nn.Linear(hidden_channels, score_channels)
+        self.c_hidden = nn.Linear(constituent_channels, hidden_channels)
+        self.c_score = nn.Linear(hidden_channels, score_channels)
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters."""
+        for layer in (self.z_hidden, self.z_score, self.c_hidden, self.c_score):
+            layer.reset_parameters()
+
+    def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What each representation asks of the keys of constituents: score = query · key + offset.
+
+        Args:
+            z: [G, D] representations.
+
+        Returns:
+            ([G, K] queries, [G] offsets).
+        """
+        u = self.z_score(F.mish(self.z_hidden(z)))
+        return u @ self.c_score.weight, u @ self.c_score.bias
+
+    def keys(self, constituents: Constituents) -> Tensor:
+        """Keys of the constituents.
+
+        Args:
+            constituents: n constituents.
+
+        Returns:
+            [n, K] keys.
+        """
+        return F.mish(constituents.linear(self.c_hidden))
+
+    def forward(self, z: Tensor, constituents: Constituents, target: Tensor) -> Tensor:
+        """Score each constituent against one representation, without the rearrangement (the plain path).
+
+        Args:
+            z: [G, D] representations.
+            constituents: n constituents.
+            target: [n] the representation that each is scored against.
+
+        Returns:
+            [n] scores; high where the constituent belongs.
+        """
+        u_z = self.z_score(F.mish(self.z_hidden(z)))
+        u_c = self.c_score(F.mish(self.c_hidden(constituents.dense())))
+        return (u_z[target] * u_c).sum(dim=-1)

@@ -1,0 +1,122 @@
+"""What every engineered false sample has in common: a corrupted batch and where its constituents are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyg_dim.data.keys import SPECIES_KEYS
+from pyg_dim.tape import FalseSample, Record
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of false samples of a corrupted batch: where its constituents are scored, and which are masked.
+
+    Attributes:
+        name: name of the kind.
+        site_target: [N] site whose representation the constituents of each site are scored against; None where the kind
+            has no meaning at site levels.
+        crystal_target: [B] crystal whose representation the constituents of each crystal are scored against.
+        edge_target: whether edges keep their place: constituents of an edge are scored against that edge.
+        keep_edges: [E] bool, False where an edge equals a true one of its target.
+        keep_sites: [N] bool, False where the environment of a site equals a true one of its target.
+    """
+
+    name: str
+    site_target: Tensor | None
+    crystal_target: Tensor
+    edge_target: bool
+    keep_edges: Tensor | None
+    keep_sites: Tensor
+
+    def sample(self, true: Record, false: Record) -> FalseSample | None:
+        """False samples of this kind at one level.
+
+        Args:
+            true: record of the level in the true pass.
+            false: record of the same call in the corrupted pass.
+
+        Returns:
+            The samples, or None where the kind has no meaning at such a level.
+
+        Raises:
+            ValueError: the passes do not line up, or the constituents of the level are not those of the graph; the
+                message names the level.
+        """
+        if false.z.shape != true.z.shape or len(false.constituents) != len(true.constituents):
+            raise ValueError(
+                f"level {true.name!r}: the corrupted pass has {len(false.constituents)} constituents in groups of "
+                f"shape {tuple(false.z.shape)}, the true pass {len(true.constituents)} in {tuple(true.z.shape)}; "
+                "a model must keep the geometry of the graph for engineered false samples"
+            )
+        keep: Tensor | None
+        if true.scope == "crystal":
+            target, keep = self.crystal_target[false.index], self.keep_sites
+        elif true.scope == "site" and self.site_target is not None:
+            target, keep = self.site_target[false.index], self.keep_edges
+        elif true.scope == "edge" and self.edge_target:
+            target, keep = false.index, None
+        elif true.scope is None:
+            raise ValueError(
+                f"level {true.name!r}: its groups are neither the sites nor the crystals of the batch; "
+                "build it with scope='site', 'crystal' or 'edge'"
+            )
+        else:
+            return None
+        weight = false.weight
+        if keep is not None:
+            if keep.numel() != target.numel():
+                raise ValueError(
+                    f"level {true.name!r}: {target.numel()} constituents where the graph has {keep.numel()}; "
+                    "false samples are masked edge by edge (site levels) or site by site (crystal levels)"
+                )
+            weight = keep.to(false.z.dtype) if weight is None else weight * keep
+        return FalseSample(self.name, false.constituents, target, weight)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corrupted batch, which costs one pass, and the kinds of false samples that the pass gives."""
+
+    batch: Any
+    kinds: tuple[Kind, ...]
+
+
+Generator = Callable[..., Corruption]
+
+
+def relabel(batch: Any, donor: Tensor) -> Any:
+    """The same geometry with other species: everything that hangs on the species of a site moves together.
+
+    Args:
+        batch: a crystal batch.
+        donor: [N] site whose species each site takes.
+
+    Returns:
+        A shallow copy of the batch with re-labelled species; all other tensors are shared.
+    """
+    false = copy(batch)
+    for key in SPECIES_KEYS:
+        if (values := batch.get(key)) is not None:
+            false[key] = values[donor]
+    return false
+
+
+def random_order(group: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Order that sorts by group and is uniformly random inside each.
+
+    Args:
+        group: [n] integers.
+        generator: random numbers, on the device of ``group``.
+
+    Returns:
+        [n] positions, as :func:`torch.argsort` gives them.
+    """
+    noise = torch.rand(group.shape, dtype=torch.float64, device=group.device, generator=generator)
+    return torch.argsort(group + noise)

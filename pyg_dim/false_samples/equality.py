@@ -1,0 +1,91 @@
+"""Which false samples are true by chance: they are masked, not trained on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+DISTANCE_TOLERANCE: Final = 1e-3
+"""Two distances closer than this are equal, in angstrom: the noise of relaxed structures."""
+_FINGERPRINT_TOLERANCE: Final = 2e-3
+_FREQUENCIES: Final = tuple(math.sqrt(p) for p in (2, 3, 5, 7))
+_SPECIES: Final = 128
+
+
+def edges_occur(
+    target: Tensor, species: Tensor, distance: Tensor, true_target: Tensor, true_species: Tensor, true_distance: Tensor
+) -> Tensor:
+    """Whether a false (species, distance) pair occurs among the true pairs of the site it is scored against.
+
+    All pairs are put on one line, ordered by target, species and distance; an equal one is then the nearest on it.
+
+    Args:
+        target: [E] site that each false pair is scored against.
+        species: [E] atomic number of its neighbour.
+        distance: [E] its length, in angstrom.
+        true_target: [E'] site of each true pair.
+        true_species: [E'] atomic number of its neighbour.
+        true_distance: [E'] its length, in angstrom.
+
+    Returns:
+        [E] bool.
+    """
+    # One cell of the line holds every distance of one (target, species), with room between cells.
+    cell = torch.maximum(distance.max(), true_distance.max()).double() + 1.0 if distance.numel() else distance.sum()
+    line = (target * _SPECIES + species) * cell + distance.double()
+    true_line = torch.sort((true_target * _SPECIES + true_species) * cell + true_distance.double()).values
+    if true_line.numel() == 0:
+        return torch.zeros_like(target, dtype=torch.bool)
+    after = torch.searchsorted(true_line, line)
+    last = true_line.numel() - 1
+    gap = torch.minimum(
+        (true_line[after.clamp(max=last)] - line).abs(), (true_line[(after - 1).clamp(min=0)] - line).abs()
+    )
+    return gap < DISTANCE_TOLERANCE
+
+
+def environments(batch: Any, species: Tensor) -> Tensor:
+    r"""Fingerprint of every site's environment: equal for sites that symmetry makes equal, whatever the encoder.
+
+    .. math:: f_{ik} = \sum_j \frac{\mathrm{frac}(\sqrt{p_k}\, Z_j)}{1 + d_{ij}}, \qquad p = 2, 3, 5, 7
+
+    Args:
+        batch: crystal batch with edge_index and edge_dist.
+        species: [N] atomic number of each site.
+
+    Returns:
+        [N, 4] float64 fingerprints.
+    """
+    source, target = batch.edge_index
+    frequencies = torch.tensor(_FREQUENCIES, dtype=torch.float64, device=species.device)
+    label = (species[:, None] * frequencies).frac()
+    terms = label[source] / (1.0 + batch.edge_dist.double())[:, None]
+    return terms.new_zeros(species.size(0), len(_FREQUENCIES)).index_add(0, target, terms)
+
+
+def sites_occur(
+    batch: Any, species: Tensor, fingerprint: Tensor, crystal: Tensor, true_species: Tensor, true_fingerprint: Tensor
+) -> Tensor:
+    """Whether a false environment occurs among the true environments of the crystal it is scored against.
+
+    Finds permutations that symmetry maps onto the crystal, equal compounds, and single-element crystals.
+
+    Args:
+        batch: crystal batch (ptr, max_sites).
+        species: [N] atomic numbers of the corrupted batch.
+        fingerprint: [N, 4] its fingerprints.
+        crystal: [N] crystal that each site is scored against.
+        true_species: [N] atomic numbers of the true batch.
+        true_fingerprint: [N, 4] its fingerprints.
+
+    Returns:
+        [N] bool.
+    """
+    first, count = batch.ptr[crystal], batch.ptr[crystal + 1] - batch.ptr[crystal]
+    column = torch.arange(batch.max_sites, device=species.device)
+    candidate = first[:, None] + torch.minimum(column, (count - 1)[:, None])
+    same = (fingerprint[:, None] - true_fingerprint[candidate]).abs().amax(-1) < _FINGERPRINT_TOLERANCE
+    return (same & (species[:, None] == true_species[candidate])).any(-1)

@@ -1,0 +1,245 @@
+"""Recordings: what the levels of a model saw in one forward pass, and the loss made of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyg_dim.constituents import Constituents
+
+if TYPE_CHECKING:
+    from pyg_dim.level import Level
+
+Scope = Literal["edge", "site", "crystal"]
+RecordKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One call of one level.
+
+    Attributes:
+        name: path of the level in the model.
+        call: number of the call of this level in the pass, from 0.
+        level: the level itself.
+        z: [G, D] representations, with their gradient.
+        constituents: n constituents, detached.
+        index: [n] group of each constituent.
+        weight: [n] weights >= 0 of the constituents, or None for equal ones.
+        hidden: [G, H] vectors from which noise is read.
+        scope: what a group is, where known: an edge, a site or a crystal.
+        crystal: [G] crystal of each group, or None where unknown or where there is one crystal only.
+        num_crystals: number of crystals of the batch, 0 where unknown.
+        training: whether the level was in training mode: only then its representations get noise.
+    """
+
+    name: str
+    call: int
+    level: Level
+    z: Tensor
+    constituents: Constituents
+    index: Tensor
+    weight: Tensor | None
+    hidden: Tensor
+    scope: Scope | None
+    crystal: Tensor | None
+    num_crystals: int
+    training: bool
+
+    @property
+    def key(self) -> RecordKey:
+        """What aligns the records of two passes."""
+        return self.name, self.call
+
+
+@dataclass(frozen=True)
+class FalseSample:
+    """Constituents of one kind that do not belong to the sets that they are scored against.
+
+    Attributes:
+        kind: name of the kind.
+        constituents: n constituents, detached; the object of another sample where both share theirs.
+        target: [n] group that each is scored against.
+        weight: [n] weights >= 0, zero where a constituent is masked; None for equal ones.
+    """
+
+    kind: str
+    constituents: Constituents
+    target: Tensor
+    weight: Tensor | None
+
+
+@dataclass(frozen=True)
+class LevelLoss:
+    """Loss of one record: the mean over groups, then crystals.
+
+    Attributes:
+        js: Jensen-Shannon loss (eq. 6), scalar.
+        kl: KL term, scalar, or None without noise.
+        terms: its parts: "true" and each kind of false samples, scalars.
+        coverage: share of the groups that had a valid sample of each kind, scalars.
+    """
+
+    js: Tensor
+    kl: Tensor | None
+    terms: dict[str, Tensor]
+    coverage: dict[str, Tensor]
+
+
+class Tape:
+    """What the levels of a model recorded in one pass, in the order of their calls.
+
+    Made by :func:`record`.
+    """
+
+    def __init__(self, names: Mapping[nn.Module, str], batch: Any = None, isolate: bool = False) -> None:
+        self.names = names
+        self.batch = batch
+        self.isolate = isolate
+        self.records: list[Record] = []
+        self._calls: defaultdict[str, int] = defaultdict(int)
+
+    def add(
+        self,
+        level: Level,
+        z: Tensor,
+        constituents: Constituents,
+        index: Tensor,
+        hidden: Tensor,
+        weight: Tensor | None,
+    ) -> None:
+        """Note one call of a level; levels do this themselves."""
+        name = self.names[level]
+        scope, crystal, num_crystals = self._groups(level.scope, z.size(0))
+        self.records.append(
+            Record(
+                name, self._calls[name], level, z, constituents.detach(), index, weight, hidden,
+                scope, crystal, num_crystals, level.training,
+            )
+        )  # fmt: skip
+        self._calls[name] += 1
+
+    def _groups(self, scope: Scope | None, num_groups: int) -> tuple[Scope | None, Tensor | None, int]:
+        site_crystal = getattr(self.batch, "batch", None)
+        if site_crystal is None:
+            return scope, None, 0
+        num_crystals = self.batch.num_graphs
+        if scope is None:
+            sizes: dict[Scope, int] = {"crystal": num_crystals, "site": site_crystal.size(0)}
+            scope = next((s for s, size in sizes.items() if size == num_groups), None)
+        if scope == "crystal":
+            return scope, torch.arange(num_crystals, device=site_crystal.device), num_crystals
+        if scope == "site":
+            return scope, site_crystal, num_crystals
+        if scope == "edge":
+            return scope, site_crystal[self.batch.edge_index[1]], num_crystals
+        return None, None, 0
+
+    def losses(
+        self,
+        false: Mapping[RecordKey, Sequence[FalseSample]] | None = None,
+        *,
+        other: bool = True,
+        alpha: float = 1.0,
+        beta: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        r"""Losses of the recorded pass, for training and for logs.
+
+        .. math:: \mathrm{total} = \sum_\text{levels} \alpha J + \beta K \qquad \text{(eq. 5)}
+
+        Each call draws new noise and new ``other`` samples: call it once a step.
+
+        Args:
+            false: false samples of each record beside ``other``.
+            other: score true constituents against the representations of other crystals.
+            alpha: weight of the Jensen-Shannon loss J.
+            beta: weight of the KL term K.
+            generator: random numbers, on the device of the batch.
+
+        Returns:
+            Scalars: "total"; "js/local", "js/global", "kl/local", "kl/global" (means over the site and the crystal
+            levels, where there are any); under "detail/<level>/" js, kl, true, each kind and <kind>/coverage.
+
+        Raises:
+            ValueError: no level was called in the recording.
+
+        Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6.
+        """
+        if not self.records:
+            raise ValueError(
+                "nothing was recorded: no level of the model was called inside `with record(model, batch)`; "
+                "call the model there and ask for the loss afterwards"
+            )
+        total: Tensor | None = None
+        parts: defaultdict[str, list[Tensor]] = defaultdict(list)
+        out: dict[str, Tensor] = {}
+        for record in self.records:
+            loss = record.level.loss(record, (false or {}).get(record.key, ()), other=other, generator=generator)
+            where = "global" if record.scope == "crystal" else "local"
+            detail = f"detail/{record.name}" + (f".{record.call}" if record.call else "")
+            share = alpha * loss.js
+            parts[f"js/{where}"].append(loss.js.detach())
+            out[f"{detail}/js"] = loss.js.detach()
+            if loss.kl is not None:
+                share = share + beta * loss.kl
+                parts[f"kl/{where}"].append(loss.kl.detach())
+                out[f"{detail}/kl"] = loss.kl.detach()
+            out |= {f"{detail}/{kind}": term for kind, term in loss.terms.items()}
+            out |= {f"{detail}/{kind}/coverage": share_ for kind, share_ in loss.coverage.items()}
+            total = share if total is None else total + share
+        assert total is not None  # noqa: S101 - there is at least one record
+        return {"total": total} | {name: torch.stack(values).mean() for name, values in parts.items()} | out
+
+    def loss(self, **options: Any) -> Tensor:
+        """The total of :meth:`losses`, a scalar with its gradient; same arguments."""
+        return self.losses(**options)["total"]
+
+
+_ACTIVE: Final[ContextVar[Tape | None]] = ContextVar("pyg_dim_tape", default=None)
+
+
+def active_tape() -> Tape | None:
+    """The tape that is being recorded in this context, if any."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Iterator[Tape]:
+    """Record what the levels of a model see while it runs inside the ``with`` block.
+
+    A tape belongs to one pass. Inside a checkpointed region (recomputed in the backward pass) nothing can be recorded.
+
+    Args:
+        model: model that holds at least one :class:`Level` or :class:`DIMPool`.
+        batch: the batch of the pass (PyG ``Batch`` or alike, with ``batch`` and ``num_graphs``); tells which crystal a
+            group is of. Without it every group counts by itself, and ``other`` means other groups.
+        isolate: levels hand their representation on without gradient, so that each learns from its own loss alone
+            (sec. 2.4 of the paper).
+
+    Yields:
+        The :class:`Tape`.
+
+    Raises:
+        ValueError: the model holds no level.
+    """
+    from pyg_dim.level import Level  # a level reads the active tape, so the modules know each other
+
+    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, Level)}
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} holds no level to record: wrap one of its aggregations with DIMPool(...)"
+        )
+    tape = Tape(names, batch, isolate)
+    token = _ACTIVE.set(tape)
+    try:
+        yield tape
+    finally:
+        _ACTIVE.reset(token)
