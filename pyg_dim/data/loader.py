@@ -20,8 +20,8 @@ class CrystalLoader:
     drawn without bias. The order depends on the seed and the epoch alone. The next batch is built in a thread while
     one is in use.
 
-    With torch.distributed initialised, each process iterates over its share of the batches of the common plan; the
-    first batches are repeated where needed so that all processes have the same number.
+    With torch.distributed initialised, each process iterates over its share of the batches of the common plan, unless
+    ``shard=False``; the first batches are repeated where needed so that all processes have the same number.
 
     Args:
         dataset: crystals.
@@ -30,6 +30,7 @@ class CrystalLoader:
         seed: seed of the order.
         shuffle: whether the order changes from epoch to epoch, or is that of the data set.
         targets: labels that become ``y``.
+        shard: whether processes share the batches; without, each has all of them (one process evaluates).
 
     Raises:
         ValueError: an unknown target, an empty data set, or ``batch_sites`` not positive.
@@ -43,6 +44,7 @@ class CrystalLoader:
         seed: int = 0,
         shuffle: bool = True,
         targets: Sequence[str] = (),
+        shard: bool = True,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set is empty: there is nothing to load")
@@ -56,6 +58,7 @@ class CrystalLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.targets = tuple(targets)
+        self.shard = shard
         self.epoch = 0
         self._num_sites = dataset.num_sites.numpy()
         self._plan = self._make_plan()
@@ -103,7 +106,7 @@ class CrystalLoader:
 
     def _share(self) -> list[Tensor]:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed:
+        if not distributed or not self.shard:
             return self._plan
         rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         each = -(-len(self._plan) // size)
