@@ -1,0 +1,77 @@
+"""Chemical families of crystals, the overlay of embedding maps."""
+
+from __future__ import annotations
+
+import torch
+
+from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.data.elements import MAX_Z
+from pyg_dim.evaluate.intrinsic import crystal_of_site
+
+FAMILIES = (
+    "oxide",
+    "halide",
+    "chalcogenide",
+    "pnictide",
+    "hydride",
+    "carbide, silicide or boride",
+    "intermetallic",
+    "element",
+    "other",
+)
+
+_OXYGEN = (8,)
+_HALOGENS = (9, 17, 35, 53, 85)
+_CHALCOGENS = (16, 34, 52, 84)
+_PNICTOGENS = (7, 15, 33, 51)
+_HYDROGEN = (1,)
+_LIGHT = (5, 6, 14)
+_NOBLE_GASES = (2, 10, 18, 36, 54, 86)
+
+
+def chemical_families(dataset: CrystalDataset) -> list[str]:
+    """Sort crystals into families by the anion their composition suggests.
+
+    The anion of a crystal is the most frequent of oxygen, the halogens, the chalcogens (S, Se, Te) and the pnictogens
+    (N, P, As, Sb); the earlier in this order wins a tie, so that LaOCl is an oxide. Only where none of them occurs
+    does hydrogen make a hydride, then carbon, silicon or boron a carbide, silicide or boride. What is left is
+    intermetallic. A crystal of one element is an ``element``; a compound of a noble gas is ``other``.
+
+    Args:
+        dataset: The crystals.
+
+    Returns:
+        One of :data:`FAMILIES` for each crystal.
+    """
+    metal, noble = 6, 7
+    group = torch.full((MAX_Z + 1,), metal)
+    for number, members in enumerate((_OXYGEN, _HALOGENS, _CHALCOGENS, _PNICTOGENS, _HYDROGEN, _LIGHT)):
+        group[list(members)] = number
+    group[list(_NOBLE_GASES)] = noble
+    counts = torch.zeros(len(dataset), 8, dtype=torch.long)
+    counts.index_put_((crystal_of_site(dataset), group[dataset.z]), torch.ones_like(dataset.z), accumulate=True)
+
+    anions = counts[:, :4]
+    # torch.argmax does not say which of several maxima it returns: the column breaks the tie.
+    most = (anions * 4 - torch.arange(4)).argmax(dim=1)
+    family = torch.full((len(dataset),), FAMILIES.index("intermetallic"))
+    family[counts[:, 5] > 0] = FAMILIES.index("carbide, silicide or boride")
+    family[counts[:, 4] > 0] = FAMILIES.index("hydride")
+    family = torch.where(anions.sum(dim=1) > 0, most, family)
+    family[counts[:, noble] > 0] = FAMILIES.index("other")
+    family[element_count(dataset) == 1] = FAMILIES.index("element")
+    return [FAMILIES[number] for number in family.tolist()]
+
+
+def element_count(dataset: CrystalDataset) -> torch.Tensor:
+    """Count the distinct elements of each crystal.
+
+    Args:
+        dataset: The crystals.
+
+    Returns:
+        [crystals] int64.
+    """
+    present = torch.zeros(len(dataset), MAX_Z + 1, dtype=torch.bool)
+    present[crystal_of_site(dataset), dataset.z] = True
+    return present.sum(dim=1)

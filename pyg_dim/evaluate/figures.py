@@ -1,0 +1,94 @@
+"""Figures of representations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from pyg_dim.evaluate.families import FAMILIES
+
+COLOURS = ("#d62728", "#2ca02c", "#e6b800", "#1f77b4", "#17becf", "#8c564b", "#7f7f7f", "#000000", "#e377c2")
+"""One for each family, the same in every figure."""
+FEWEST = 10
+"""Crystals; t-SNE of fewer crystals shows nothing."""
+COMPONENTS = 50
+"""Principal components that t-SNE sees, as its authors advise: distances in fewer dimensions carry less noise."""
+
+
+def tsne_coordinates(vectors: Tensor, seed: int = 0) -> np.ndarray:
+    """Embed representations in the plane by t-SNE.
+
+    The perplexity is 100, or 5 % of the number of crystals where that is less; the columns are standardised.
+
+    Args:
+        vectors: [n, D] finite representations.
+        seed: Seed of the optimisation.
+
+    Returns:
+        [n, 2] coordinates, without unit.
+
+    Raises:
+        ValueError: If there are fewer than ten crystals.
+    """
+    crystals = vectors.shape[0]
+    if crystals < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} crystals, got {crystals}")
+    x = StandardScaler().fit_transform(vectors.double().numpy())
+    if x.shape[1] > COMPONENTS and crystals > COMPONENTS:
+        x = PCA(COMPONENTS, random_state=seed).fit_transform(x)
+    # A collapsed representation has no principal axes to start from.
+    start = "pca" if np.ptp(x, axis=0).max() > 0 else "random"
+    perplexity = max(1.0, min(100.0, 0.05 * crystals))
+    return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(x)
+
+
+def tsne_figure(
+    vectors: Tensor, families: Sequence[str], values: Tensor, value_name: str, title: str = "", seed: int = 0
+) -> Figure:
+    """Draw a t-SNE map twice: coloured by chemical family and by a property.
+
+    Args:
+        vectors: [n, D] finite representations.
+        families: [n] family of each crystal, one of :data:`pyg_dim.evaluate.families.FAMILIES`.
+        values: [n] property, NaN where missing (drawn grey).
+        value_name: Name of the property, with its unit.
+        title: Title of the figure.
+        seed: Seed of t-SNE.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are fewer than ten crystals.
+    """
+    points = tsne_coordinates(vectors, seed)
+    # Made without pyplot, which would register the figure for a window and keep it alive.
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = np.asarray(families)
+    for name, colour in zip(FAMILIES, COLOURS, strict=True):
+        chosen = points[names == name]
+        if len(chosen):
+            left.scatter(*chosen.T, s=8, color=colour, label=f"{name} ({len(chosen)})", linewidths=0, alpha=0.8)
+    left.legend(fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False)
+    left.set_title("chemical family")
+    labels = values.double().numpy()
+    finite = np.isfinite(labels)
+    right.scatter(*points[~finite].T, s=8, color="#cccccc", linewidths=0)
+    # A few extreme labels must not take the whole colour scale.
+    low, high = np.percentile(labels[finite], [2, 98]) if finite.any() else (0.0, 1.0)
+    dots = right.scatter(*points[finite].T, s=8, c=labels[finite], cmap="viridis", vmin=low, vmax=high, linewidths=0)
+    figure.colorbar(dots, ax=right, label=value_name, extend="both")
+    right.set_title(value_name)
+    for axes in (left, right):
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.suptitle(title or f"t-SNE of {torch.numel(values)} crystals")
+    return figure

@@ -1,0 +1,225 @@
+"""The summary of a run as a table: on the screen, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+JS_BASELINE = 2 * math.log(2)
+"""Jensen-Shannon loss of a critic that scores everything zero."""
+
+TRAINED = "trained"
+UNTRAINED = "untrained"
+ENCODERS = (UNTRAINED, TRAINED)
+
+COLUMNS = (
+    "section",
+    "name",
+    "unit",
+    "readout",
+    "n",
+    "probe",
+    "train",
+    "val",
+    "untrained_median",
+    "untrained_q25",
+    "untrained_q75",
+    "trained_median",
+    "trained_q25",
+    "trained_q75",
+    "baseline",
+    "wins",
+    "losses",
+)
+"""Columns of a summary.
+
+A loss has ``name``, its final values ``train`` and ``val``, and for a Jensen-Shannon loss the ``baseline`` 2 ln 2.
+A probe has ``name`` and ``unit`` of its target, ``n`` labels, the median and quartiles of its mean absolute error over
+the label subsets, in that unit, for the ``untrained`` and the ``trained`` encoder, the median error of predicting the
+mean (``baseline``), and the numbers of subsets in which the trained encoder is better (``wins``) or worse (``losses``).
+"""
+
+UNITS = {
+    "band_gap": "eV",
+    "density": "g/cm3",
+    "energy_above_hull": "eV/atom",
+    "formation_energy_per_atom": "eV/atom",
+    "last phdos peak": "1/cm",
+    "mean electronegativity": "Pauling",
+}
+"""Units of targets, where known by name."""
+
+
+def loss_rows(losses: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Pair final losses of training and validation.
+
+    Args:
+        losses: Values by tag; those under ``train/`` and ``val/`` are used.
+
+    Returns:
+        One row with the columns of :data:`COLUMNS` for each loss, in the order of the tags.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for tag, value in losses.items():
+        phase, _, name = tag.partition("/")
+        if phase in ("train", "val") and name:
+            baseline = JS_BASELINE if name.startswith("js/") else math.nan
+            row = rows.setdefault(name, {"section": "loss", "name": name, "unit": "", "baseline": baseline})
+            row[phase] = float(value)
+    return list(rows.values())
+
+
+def probe_row(
+    name: str,
+    readout: str,
+    n: int,
+    probe: str,
+    trained: Sequence[float],
+    untrained: Sequence[float],
+    baseline: float,
+) -> dict[str, Any]:
+    """Compare the errors of a probe on two encoders over the same label subsets.
+
+    Args:
+        name: Target.
+        readout: Readout of the representation.
+        n: Number of labels.
+        probe: Kind of probe.
+        trained: Mean absolute errors of the trained encoder, one for each subset.
+        untrained: The same of the untrained one, in the same order.
+        baseline: Error of predicting the mean.
+
+    Returns:
+        A row with the columns of :data:`COLUMNS`.
+    """
+    row: dict[str, Any] = {"section": "probe", "name": name, "unit": UNITS.get(name, ""), "readout": readout}
+    row |= {"n": n, "probe": probe, "baseline": baseline}
+    for encoder, errors in zip(ENCODERS, (untrained, trained), strict=True):
+        quartiles = np.percentile(errors, [25, 50, 75])
+        row |= {f"{encoder}_{key}": float(q) for key, q in zip(("q25", "median", "q75"), quartiles, strict=True)}
+    difference = np.asarray(trained) - np.asarray(untrained)
+    return row | {"wins": int((difference < 0).sum()), "losses": int((difference > 0).sum())}
+
+
+def headline(table: pd.DataFrame) -> str:
+    """Say in one sentence whether training helped.
+
+    Args:
+        table: Rows with the columns of :data:`COLUMNS`.
+
+    Returns:
+        In how many of the probes the trained encoder has the lower median error, and by how much; empty without
+        probes.
+    """
+    probes = table[table["section"] == "probe"]
+    if probes.empty:
+        return ""
+    better = int((probes["trained_median"] < probes["untrained_median"]).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = 100 * np.nanmedian(probes["trained_median"].to_numpy() / probes["untrained_median"].to_numpy() - 1)
+    return f"Training lowered the error in {better} of {len(probes)} probes; the median change is {change:+.1f} %."
+
+
+def print_summary(table: pd.DataFrame, notes: Sequence[str], console: Console) -> None:
+    """Print a summary.
+
+    Args:
+        table: Rows with the columns of :data:`COLUMNS`.
+        notes: What was left out, in words.
+        console: Where to print.
+    """
+    for title, header, cells in _sections(table):
+        grid = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in header:
+            # Where the screen is narrow, names may be broken into lines, numbers not.
+            grid.add_column(heading, justify="right", no_wrap=heading in (*ENCODERS, "n"))
+        for row in cells:
+            grid.add_row(*(escape(cell) for cell in row))
+        console.print(grid)
+    for line in (headline(table), *(f"note: {note}" for note in notes)):
+        if line:
+            console.print(line, markup=False, highlight=False)
+
+
+def write_summary(table: pd.DataFrame, notes: Sequence[str], directory: Path) -> None:
+    """Write ``summary.csv`` and ``summary.md``, each in one step.
+
+    Args:
+        table: Rows with the columns of :data:`COLUMNS`.
+        notes: What was left out, in words.
+        directory: Where to write; made if absent.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "summary.csv", table.to_csv(index=False))
+    lines = ["# Summary of the run", "", headline(table), ""]
+    for title, header, cells in _sections(table):
+        lines += [f"## {title}", ""]
+        lines += [_markdown(header), _markdown(["---:"] * len(header))]
+        lines += [_markdown(row) for row in cells] + [""]
+    lines += [f"- note: {note}" for note in notes]
+    _replace(directory / "summary.md", "\n".join(lines).rstrip() + "\n")
+
+
+def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    losses = table[table["section"] == "loss"].to_dict("records")
+    if losses:
+        yield (
+            "Losses (2 ln 2: a critic that knows nothing)",
+            ["loss", "train", "val", "2 ln 2", "val is"],
+            [
+                [row["name"], *(_number(row[key], 4) for key in ("train", "val", "baseline")), _verdict(row)]
+                for row in losses
+            ],
+        )
+    probes = table[table["section"] == "probe"]
+    for (name, readout), rows in probes.groupby(["name", "readout"], sort=False):
+        unit = rows["unit"].iloc[0]
+        yield (
+            f"{name}{f' ({unit})' if unit else ''}, {readout} readout: mean absolute error, median [quartiles]",
+            ["n", "probe", *ENCODERS, "dummy", "won-lost"],
+            [
+                [
+                    str(row["n"]),
+                    row["probe"],
+                    *(_spread(row, encoder) for encoder in ENCODERS),
+                    _number(row["baseline"]),
+                    f"{row['wins']}-{row['losses']}",
+                ]
+                for row in rows.to_dict("records")
+            ],
+        )
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["val"]) or math.isnan(row["baseline"]):
+        return ""
+    return "below" if row["val"] < row["baseline"] else "NOT below"
+
+
+def _spread(row: Mapping[str, Any], encoder: str) -> str:
+    median, low, high = (_number(row[f"{encoder}_{key}"]) for key in ("median", "q25", "q75"))
+    return f"{median} [{low}, {high}]"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".")
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

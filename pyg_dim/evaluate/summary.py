@@ -1,0 +1,223 @@
+"""The end of a run: did training help?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.data.loader import CrystalLoader
+from pyg_dim.evaluate.intrinsic import intrinsic_targets
+from pyg_dim.evaluate.probes import DUMMY, LEAST_SQUARES, RIDGE, ProbeReport, probe
+from pyg_dim.evaluate.report import COLUMNS, TRAINED, UNTRAINED, loss_rows, print_summary, probe_row, write_summary
+from pyg_dim.evaluate.represent import represent
+from pyg_dim.models.encoder import READOUTS, Encoder
+
+MOST_TARGETS = 3
+MOST_TEST_ROWS = 10_000
+POOL = 5
+"""Training rows represented, as a multiple of the largest size: enough for subsets that overlap little."""
+FEWEST_LABELS = 10
+"""With fewer labels in training a probe says nothing."""
+
+
+def summarise(
+    trained: Encoder,
+    untrained: Encoder,
+    dataset: CrystalDataset,
+    train_rows: Tensor,
+    test_rows: Tensor,
+    losses: Mapping[str, float],
+    target: str | Sequence[str] | None = None,
+    *,
+    directory: str | Path | None = None,
+    sizes: Sequence[int] = (100, 1000),
+    repeats: int = 10,
+    seed: int = 0,
+    batch_sites: int = 1200,
+    device: torch.device | str | None = None,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Compare a trained encoder with its untrained self: losses against their baseline, probes on small label sets.
+
+    Both encoders represent the same crystals, and their probes are fitted on the same label subsets and measured on
+    the same test rows, so that the subsets in which either is better can be counted.
+
+    Args:
+        trained: The encoder after training.
+        untrained: The same encoder at its initial parameters.
+        dataset: The crystals.
+        train_rows: [n] rows to draw labels from.
+        test_rows: [m] rows to measure on, none of them in ``train_rows``.
+        losses: Final values by tag, ``train/...`` and ``val/...``; other tags are not shown.
+        target: A label of the data set, or several. By default its labels, the three most frequent ones if there are
+            more, or the properties of :func:`pyg_dim.evaluate.intrinsic.intrinsic_targets` where there are none.
+        directory: Where to write ``summary.csv`` and ``summary.md``; nothing is written by default.
+        sizes: Numbers of labels; where none of them is available, half of the labels are used.
+        repeats: Label subsets for each size.
+        seed: Seed of the label subsets.
+        batch_sites: Sites in a batch, as in training.
+        device: Where to compute; where the encoders are by default.
+        console: Where to print; the standard output by default.
+
+    Returns:
+        One row for each loss (``section`` "loss") and each probe ("probe"), with the columns of
+        :data:`pyg_dim.evaluate.report.COLUMNS`.
+
+    Raises:
+        ValueError: If a target is no label of the data set, or a row is in both sets.
+    """
+    shared = train_rows[torch.isin(train_rows, test_rows)]
+    if shared.numel():
+        raise ValueError(
+            f"{shared.numel()} rows are in both the training and the test rows, the first is {int(shared[0])}"
+        )
+    notes: list[str] = []
+    targets = _targets(dataset, target, notes)
+    train, test = _rows_to_represent(targets, train_rows, test_rows, POOL * max(sizes), seed, notes)
+    encoders = {TRAINED: trained, UNTRAINED: untrained}
+    represented = _represent_all(encoders, dataset, torch.cat([train, test]), batch_sites, device, notes)
+    train, test = represented.present(train), represented.present(test)
+    table_rows = loss_rows(losses)
+    for name, values in targets.items():
+        fitting = _fitting_sizes(name, sizes, values[train], values[test], notes)
+        for readout in READOUTS if fitting else ():
+            reports = {
+                encoder: probe(
+                    represented.vectors(encoder, readout, train),
+                    values[train],
+                    represented.vectors(encoder, readout, test),
+                    values[test],
+                    fitting,
+                    repeats,
+                    seed,
+                )
+                for encoder in encoders
+            }
+            notes += [f"{name}: {note}" for note in reports[TRAINED].notes]
+            table_rows += _compare(name, readout, reports[TRAINED], reports[UNTRAINED])
+    table = pd.DataFrame(table_rows, columns=list(COLUMNS)).astype({"n": "Int64", "wins": "Int64", "losses": "Int64"})
+    notes = list(dict.fromkeys(notes))
+    print_summary(table, notes, console or Console())
+    if directory is not None:
+        write_summary(table, notes, Path(directory))
+    return table
+
+
+def probe_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Name the probe errors of a summary as scalars for a log.
+
+    Args:
+        table: What :func:`summarise` returns.
+
+    Returns:
+        Median mean absolute errors under ``probe/<target>/<n>/<probe>/<readout>/<trained or untrained>``, with
+        underscores for spaces.
+    """
+    metrics: dict[str, float] = {}
+    for row in table[table["section"] == "probe"].to_dict("records"):
+        tag = f"probe/{row['name']}/{row['n']}/{row['probe']}/{row['readout']}".replace(" ", "_")
+        metrics[f"{tag}/{TRAINED}"] = float(row["trained_median"])
+        metrics[f"{tag}/{UNTRAINED}"] = float(row["untrained_median"])
+    return metrics
+
+
+def _targets(dataset: CrystalDataset, target: str | Sequence[str] | None, notes: list[str]) -> dict[str, Tensor]:
+    if target:
+        return {name: dataset.target(name) for name in ([target] if isinstance(target, str) else target)}
+    if not dataset.labels:
+        return intrinsic_targets(dataset)
+    frequent = sorted(dataset.labels, key=lambda name: -int(torch.isfinite(dataset.labels[name]).sum()))
+    if len(frequent) > MOST_TARGETS:
+        notes.append(f"labels that are not probed: {', '.join(frequent[MOST_TARGETS:])} (name one as the target)")
+    return {name: dataset.labels[name] for name in frequent[:MOST_TARGETS]}
+
+
+def _rows_to_represent(
+    targets: Mapping[str, Tensor], train: Tensor, test: Tensor, pool: int, seed: int, notes: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Choose what is worth a pass of the encoder: as many labelled rows as the subsets and a sharp mean error need."""
+    generator = torch.Generator().manual_seed(seed)
+    pools = []
+    for values in targets.values():
+        labelled = train[torch.isfinite(values[train])]
+        pools.append(labelled[torch.randperm(labelled.numel(), generator=generator)[:pool]])
+    if test.numel() > MOST_TEST_ROWS:
+        notes.append(f"{MOST_TEST_ROWS} of the {test.numel()} test rows are used, drawn at random")
+        test = test[torch.randperm(test.numel(), generator=generator)[:MOST_TEST_ROWS]]
+    pooled = torch.unique(torch.cat(pools))
+    # Without either there is nothing to probe, and no reason to run the encoders.
+    return (pooled, torch.unique(test)) if pooled.numel() and test.numel() else (pooled[:0], test[:0])
+
+
+@dataclass(frozen=True)
+class _Represented:
+    """Vectors of the same rows, in ascending order, by encoder and readout."""
+
+    by_encoder: Mapping[tuple[str, str], Tensor]
+    rows: Tensor
+
+    def present(self, rows: Tensor) -> Tensor:
+        return rows[torch.isin(rows, self.rows)]
+
+    def vectors(self, encoder: str, readout: str, rows: Tensor) -> Tensor:
+        return self.by_encoder[encoder, readout][torch.searchsorted(self.rows, rows)]
+
+
+def _represent_all(
+    encoders: Mapping[str, Encoder],
+    dataset: CrystalDataset,
+    rows: Tensor,
+    batch_sites: int,
+    device: torch.device | str | None,
+    notes: list[str],
+) -> _Represented:
+    rows = torch.unique(rows)
+    subset = dataset.subset(rows)
+    vectors: dict[tuple[str, str], Tensor] = {}
+    for name, encoder in encoders.items() if rows.numel() else ():
+        # One process writes the summary, and it needs all rows.
+        loader = CrystalLoader(subset, encoder.graph, batch_sites=batch_sites, shuffle=False, shard=False)
+        full, _ = represent(encoder, loader, "full", device)
+        vectors[name, "full"], vectors[name, "global"] = full, full[:, : encoder.channels]
+    finite = torch.ones(rows.numel(), dtype=torch.bool)
+    for value in vectors.values():
+        finite &= torch.isfinite(value).all(dim=1)
+    if not finite.all():
+        # Left out for every encoder, so that the comparison stays paired.
+        bad = rows[~finite]
+        notes.append(
+            f"{bad.numel()} crystals are left out, their representation is not finite: rows {bad[:5].tolist()}"
+            + (" and others" if bad.numel() > 5 else "")
+        )
+    return _Represented({key: v[finite] for key, v in vectors.items()}, rows[finite])
+
+
+def _fitting_sizes(name: str, sizes: Sequence[int], y_train: Tensor, y_test: Tensor, notes: list[str]) -> Sequence[int]:
+    labels, tests = int(torch.isfinite(y_train).sum()), int(torch.isfinite(y_test).sum())
+    if labels < FEWEST_LABELS or not tests:
+        notes.append(f"{name}: not probed, {labels} training rows and {tests} test rows have a label")
+        return ()
+    if labels < min(sizes):
+        notes.append(f"{name}: {labels} training rows have a label, {labels // 2} are drawn instead of {min(sizes)}")
+        return (labels // 2,)
+    return sizes
+
+
+def _compare(name: str, readout: str, trained: ProbeReport, untrained: ProbeReport) -> list[dict[str, Any]]:
+    rows = []
+    for n in dict.fromkeys(error.n for error in trained.errors):
+        baseline = float(np.median(trained.of(n, DUMMY)))
+        rows += [
+            probe_row(name, readout, n, kind, trained.of(n, kind), untrained.of(n, kind), baseline)
+            for kind in (LEAST_SQUARES, RIDGE)
+        ]
+    return rows
