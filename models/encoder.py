@@ -96,7 +96,7 @@ class Encoder(nn.Module, ABC):
             dim=-1,
         )
 
-    def set_compile(self, enabled: bool) -> None:  # noqa: B027 - an encoder without heavy kernels has nothing to do
+    def set_compile(self, enabled: bool) -> None:
         """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
 
         Args:

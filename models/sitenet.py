@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pyg_dim.models.encoder import Encoder, Representation
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import KLForm
-from pyg_dim.models.encoder import Encoder, Representation
 
 SITE_FEATURES = 9
 
@@ -50,10 +50,11 @@ class PairAttention(nn.Module):
 
     With the pair features :math:`c_{ij} = [x_i, x_j, e_{ij}]`,
 
-    .. math:: w_{ij} = \mathrm{softmax}_j\, f_w(c_{ij}), \qquad u_i = \sum_j w_{ij}\, f_v(c_{ij}), \qquad e'_{ij} = f_e(c_{ij})
+    .. math:: w_{ij} = \mathrm{softmax}_j\, f_w(c_{ij}), \qquad u_i = \sum_j w_{ij}\, f_v(c_{ij}),
+              \qquad e'_{ij} = f_e(c_{ij})
 
-    The first layer of each network is split, :math:`W c_{ij} = W_i x_i + W_j x_j + W_e e_{ij}`: two of the three products
-    are taken once a site, not once a pair.
+    The first layer of each network is split, :math:`W c_{ij} = W_i x_i + W_j x_j + W_e e_{ij}`: two of the three
+    products are taken once a site, not once a pair.
 
     Args:
         site_channels: width of x.
@@ -183,9 +184,9 @@ def _compiled_local() -> Callable[..., tuple[Tensor, Tensor]]:
 class SiteNet(Encoder):
     """Site-Net with the two levels of Deep InfoMax; the defaults are table 1 of the paper.
 
-    Local level: constituents are the raw pairs (site features of j, distance), weighted by 1/(1 + d)²; z is the output of
-    the local encoder. Global level: constituents are the local representations, before the layers that precede the pool;
-    z is the output of those that follow it.
+    Local level: constituents are the raw pairs (site features of j, distance), weighted by 1/(1 + d)²; z is the
+    output of the local encoder. Global level: constituents are the local representations, before the layers that
+    precede the pool; z is the output of those that follow it.
 
     Args:
         site_channels: width of site features and values, of each head.
@@ -205,7 +206,8 @@ class SiteNet(Encoder):
     Raises:
         ValueError: an argument out of range.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, table 1 and sec. 3.2.1; Site-Net, Digital Discovery 2023, 2, 1297.
+    Source: Moran et al., Digital Discovery 2025, 4, 790, table 1 and sec. 3.2.1; Site-Net, Digital Discovery 2023, 2,
+    1297.
     """
 
     name: ClassVar[str] = "sitenet"

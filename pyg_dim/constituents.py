@@ -25,9 +25,10 @@ class Constituents:
     def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
         if not parts:
             raise ValueError("Constituents needs at least one part")
-        lengths = {(features if index is None else index).size(0) for features, index in parts}
-        if len(lengths) > 1:
-            raise ValueError(f"the parts of the constituents differ in length: {sorted(lengths)}")
+        # Compared one by one: a set of lengths would make torch.compile take every length for a constant.
+        length, *others = ((features if index is None else index).size(0) for features, index in parts)
+        if any(other != length for other in others):
+            raise ValueError(f"the parts of the constituents differ in length: {[length, *others]}")
         self.parts: Parts = parts
 
     def __len__(self) -> int:

@@ -29,7 +29,8 @@ def score_terms(
     Args:
         critic: what scores.
         z: [G, D] representations.
-        sets: parts of n constituents, with the ways in which they are scored: (belongs, target [n], weight [n] or None).
+        sets: parts of n constituents, with the ways in which they are scored: (belongs, target [n], weight [n] or
+            None).
 
     Returns:
         ([G] means, [G] bool) of each way, in order.
@@ -59,10 +60,11 @@ class Level(nn.Module):
     and false samples c† of the kinds k,
 
     .. math:: J_g = \mathrm{mean}_n\, \mathrm{sp}(-s(\tilde z_g, c_n))
-              + \mathrm{mean}_k\, \mathrm{mean}_{n: \mathrm{target}_k(n) = g}\, \mathrm{sp}(s(\tilde z_g, c^\dagger_{k,n}))
+              + \mathrm{mean}_k\, \mathrm{mean}_{n: \mathrm{target}_k(n) = g}\,
+              \mathrm{sp}(s(\tilde z_g, c^\dagger_{k,n}))
 
-    then the mean over the groups of a crystal, then over crystals. A kind without a valid sample for a group leaves that
-    group's mean over kinds; groups without constituents, or without any false sample, are left out.
+    then the mean over the groups of a crystal, then over crystals. A kind without a valid sample for a group leaves
+    that group's mean over kinds; groups without constituents, or without any false sample, are left out.
 
     Args:
         channels: length of the representation z.

@@ -19,7 +19,8 @@ KL_FORMS: Final = ("log_variance", "paper")
 def jensen_shannon_term(score: Tensor, *, belongs: bool) -> Tensor:
     r"""Jensen-Shannon term of each score; a high score says that the constituent belongs to the set.
 
-    .. math:: \mathrm{sp}(-s) \text{ where it belongs}, \quad \mathrm{sp}(+s) \text{ where it does not}, \quad \mathrm{sp}(t) = \ln(1 + e^t)
+    .. math:: \mathrm{sp}(-s) \text{ where it belongs}, \quad \mathrm{sp}(+s) \text{ where it does not},
+              \quad \mathrm{sp}(t) = \ln(1 + e^t)
 
     Softplus keeps its gradient where ``log(sigmoid + eps)`` saturates.
 
@@ -30,7 +31,8 @@ def jensen_shannon_term(score: Tensor, *, belongs: bool) -> Tensor:
     Returns:
         The terms, in the shape of ``score``.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 2 and 6 (with the opposite sign of the score, which is free).
+    Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 2 and 6 (with the opposite sign of the score, which is
+    free).
     """
     return F.softplus(-score if belongs else score)
 

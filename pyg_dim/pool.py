@@ -19,8 +19,8 @@ from pyg_dim.tape import Scope, active_tape
 class DIMPool(Aggregation):
     """An aggregation with a level of its own: what it aggregates are the constituents, what it returns is z.
 
-    The output is that of the bare aggregation, always. Inside ``with record(model, batch) as tape`` the call is recorded,
-    and ``tape.loss()`` is the Deep InfoMax loss to add to the task's own.
+    The output is that of the bare aggregation, always. Inside ``with record(model, batch) as tape`` the call is
+    recorded, and ``tape.loss()`` is the Deep InfoMax loss to add to the task's own.
 
     Args:
         aggr: name of a PyG aggregation, a list of them, an instance, or another module with the same call.

@@ -14,7 +14,8 @@ def permutation(batch: Any, *, generator: torch.Generator | None = None) -> Corr
     """Shuffle the species of every crystal among its sites.
 
     Composition and geometry stay, their combination does not: what is left to tell the sample by is which site holds
-    what. An environment that the crystal has anyway, because the shuffle changed nothing or symmetry undoes it, is masked.
+    what. An environment that the crystal has anyway, because the shuffle changed nothing or symmetry undoes it, is
+    masked.
 
     Args:
         batch: crystal batch with its graph.

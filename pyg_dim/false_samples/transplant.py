@@ -19,8 +19,9 @@ def donor_crystals(
 ) -> Tensor:
     """A random permutation of the crystals of a batch without fixed point.
 
-    Crystals of equal site count form a random cycle, so that a transplant keeps the donor's composition; those alone with
-    their count form one more, and one that is left alone after that joins the cycle of the next larger or smaller count.
+    Crystals of equal site count form a random cycle, so that a transplant keeps the donor's composition; those alone
+    with their count form one more, and one that is left alone after that joins the cycle of the next larger or
+    smaller count.
 
     Args:
         count: [B] sites of each crystal.
@@ -75,7 +76,7 @@ def donor_sites(batch: Any, donor: Tensor, *, generator: torch.Generator | None 
 
     Returns:
         [N] donor site of each site.
-    """  # noqa: D205, D400, D415 - the formula belongs to the sentence
+    """  # noqa: D415 - the formula belongs to the sentence
     crystal, ptr = batch.batch, batch.ptr
     count = ptr.diff()
     k = torch.arange(crystal.numel(), device=ptr.device) - ptr[crystal]
@@ -95,10 +96,10 @@ def transplant(
     """Re-label every crystal of the batch with the species of another one.
 
     Scored against the crystal whose geometry it has, a constituent is a *composition* sample (true geometry, false
-    species); against the donor, a *polymorph* (true species, false geometry). At site levels the target of a polymorph is
-    the site that gave the centre its species. A pair that occurs in the environment it is scored against (the self pair
-    of a polymorph, pairs of equal species of a composition sample) is masked, and so is an environment that occurs in the
-    crystal it is scored against.
+    species); against the donor, a *polymorph* (true species, false geometry). At site levels the target of a
+    polymorph is the site that gave the centre its species. A pair that occurs in the environment it is scored against
+    (the self pair of a polymorph, pairs of equal species of a composition sample) is masked, and so is an environment
+    that occurs in the crystal it is scored against.
 
     Args:
         batch: crystal batch with its graph.

@@ -59,7 +59,7 @@ def false_samples(true: Tape, false: Tape, corruption: Corruption) -> dict[Recor
     for record_ in true.records:
         if record_.key not in corrupted:
             raise ValueError(
-                f"level {record_.name!r} was called {record_.call + 1} times in the true pass, fewer in a corrupted one; "
+                f"level {record_.name!r}: call {record_.call + 1} of the true pass has no counterpart in a corrupted one; "
                 "an encoder must make the same calls for every batch of the same geometry"
             )
         made = (kind.sample(record_, corrupted[record_.key]) for kind in corruption.kinds)
@@ -72,9 +72,9 @@ class DeepInfoMax(nn.Module):
 
     .. math:: \sum_\text{levels} \alpha J + \beta K \qquad \text{(eq. 5)}
 
-    ``composition`` and ``polymorph`` share one corrupted pass, ``permutation`` takes another; they run in the mode of the
-    true pass and leave running statistics as they were. A kind that has no meaning at a level, or no valid sample in a
-    batch, is left out there and shows as a coverage below one.
+    ``composition`` and ``polymorph`` share one corrupted pass, ``permutation`` takes another; they run in the mode of
+    the true pass and leave running statistics as they were. A kind that has no meaning at a level, or no valid sample
+    in a batch, is left out there and shows as a coverage below one.
 
     Args:
         encoder: a model with levels.
@@ -137,8 +137,8 @@ class DeepInfoMax(nn.Module):
             generator: random numbers, on the device of the batch; seed it for the same false samples every time.
 
         Returns:
-            "total", a scalar with its gradient, and scalars for logs, see :meth:`~pyg_dim.tape.Tape.losses`. A kind that
-            has no meaning at a level is not listed there.
+            "total", a scalar with its gradient, and scalars for logs, see :meth:`~pyg_dim.tape.Tape.losses`. A kind
+            that has no meaning at a level is not listed there.
         """
         with record(self.encoder, batch, isolate=self.isolate) as tape:
             self.encoder(batch)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyg_dim.models import SiteNet
 
 from pyg_dim import record
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.level import score_terms
 from pyg_dim.losses import crystal_mean, group_mean, kl_term
-from pyg_dim.models import SiteNet
 from pyg_dim.noise import perturb
 from pyg_dim.tape import FalseSample
 
@@ -108,14 +108,15 @@ class Theirs:
     def global_js(self, model: SiteNet, z: torch.Tensor, engineered: bool) -> torch.Tensor:
         """Their global loss from our terms.
 
-        Their rolled term enters the mean of the crystal that gave the site, ours (eq. 6) that of the crystal it is scored
-        against; so it is taken site by site here, and averaged as they do.
+        Their rolled term enters the mean of the crystal that gave the site, ours (eq. 6) that of the crystal it is
+        scored against; so it is taken site by site here, and averaged as they do.
         """
         crystal, critic = self["in/batch_coo"], model.global_level.critic
         sites = Constituents((self["out/z_local"], None)).parts
         sets = [(sites, [(True, crystal, None)])]
-        for kind in ("composition", "structure", "permuted") if engineered else ():
-            sets.append((Constituents((self[f"engineered/{kind}"], None)).parts, [(False, crystal, None)]))
+        if engineered:
+            fakes = (self[f"engineered/{kind}"] for kind in ("composition", "structure", "permuted"))
+            sets += [(Constituents((fake, None)).parts, [(False, crystal, None)]) for fake in fakes]
         true, *false = (mean for mean, _ in score_terms(critic, z, sets))
         every_site = torch.arange(self.sites)
         ((rolled, _),) = score_terms(critic, z[self.roll(crystal)], [(sites, [(False, every_site, None)])])
