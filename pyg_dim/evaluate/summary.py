@@ -82,20 +82,20 @@ def summarise(
         )
     notes: list[str] = []
     targets = _targets(dataset, target, notes)
-    train, test = _rows_to_represent(targets, train_rows, test_rows, POOL * max(sizes), seed, notes)
+    pools, test = _rows_to_represent(targets, train_rows, test_rows, POOL * max(sizes), seed, notes)
     encoders = {TRAINED: trained, UNTRAINED: untrained}
-    represented = _represent_all(encoders, dataset, torch.cat([train, test]), batch_sites, device, notes)
-    train, test = represented.present(train), represented.present(test)
+    represented = _represent_all(encoders, dataset, torch.cat([*pools.values(), test]), batch_sites, device, notes)
     table_rows = loss_rows(losses)
     for name, values in targets.items():
-        fitting = _fitting_sizes(name, sizes, values[train], values[test], notes)
+        train, scored = represented.present(pools[name]), represented.present(test[torch.isfinite(values[test])])
+        fitting = _fitting_sizes(name, sizes, train.numel(), scored.numel(), notes)
         for readout in READOUTS if fitting else ():
             reports = {
                 encoder: probe(
                     represented.vectors(encoder, readout, train),
                     values[train],
-                    represented.vectors(encoder, readout, test),
-                    values[test],
+                    represented.vectors(encoder, readout, scored),
+                    values[scored],
                     fitting,
                     repeats,
                     seed,
@@ -143,19 +143,28 @@ def _targets(dataset: CrystalDataset, target: str | Sequence[str] | None, notes:
 
 def _rows_to_represent(
     targets: Mapping[str, Tensor], train: Tensor, test: Tensor, pool: int, seed: int, notes: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Choose what is worth a pass of the encoder: as many labelled rows as the subsets and a sharp mean error need."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Choose what is worth a pass of the encoder: as many labelled rows as the subsets and a sharp mean error need.
+
+    Returns the labelled training rows of each target and the test rows of all.
+    """
     generator = torch.Generator().manual_seed(seed)
-    pools = []
-    for values in targets.values():
-        labelled = train[torch.isfinite(values[train])]
-        pools.append(labelled[torch.randperm(labelled.numel(), generator=generator)[:pool]])
     if test.numel() > MOST_TEST_ROWS:
         notes.append(f"{MOST_TEST_ROWS} of the {test.numel()} test rows are used, drawn at random")
         test = test[torch.randperm(test.numel(), generator=generator)[:MOST_TEST_ROWS]]
-    pooled = torch.unique(torch.cat(pools))
-    # Without either there is nothing to probe, and no reason to run the encoders.
-    return (pooled, torch.unique(test)) if pooled.numel() and test.numel() else (pooled[:0], test[:0])
+    pools = {}
+    for name, values in targets.items():
+        labelled = train[torch.isfinite(values[train])]
+        missing, missing_test = train.numel() - labelled.numel(), int((~torch.isfinite(values[test])).sum())
+        if missing or missing_test:
+            notes.append(
+                f"{name}: without a label and left out are {missing} of {train.numel()} training rows and "
+                f"{missing_test} of {test.numel()} test rows"
+            )
+        drawn = torch.randperm(labelled.numel(), generator=generator)[:pool]
+        # Without test rows there is nothing to probe, and no reason to run the encoders.
+        pools[name] = labelled[drawn].sort().values if test.numel() else labelled[:0]
+    return pools, test if any(rows.numel() for rows in pools.values()) else test[:0]
 
 
 @dataclass(frozen=True)
@@ -195,14 +204,13 @@ def _represent_all(
         # Left out for every encoder, so that the comparison stays paired.
         bad = rows[~finite]
         notes.append(
-            f"{bad.numel()} crystals are left out, their representation is not finite: rows {bad[:5].tolist()}"
+            f"crystals left out because their representation is not finite: {bad.numel()}, in rows {bad[:5].tolist()}"
             + (" and others" if bad.numel() > 5 else "")
         )
     return _Represented({key: v[finite] for key, v in vectors.items()}, rows[finite])
 
 
-def _fitting_sizes(name: str, sizes: Sequence[int], y_train: Tensor, y_test: Tensor, notes: list[str]) -> Sequence[int]:
-    labels, tests = int(torch.isfinite(y_train).sum()), int(torch.isfinite(y_test).sum())
+def _fitting_sizes(name: str, sizes: Sequence[int], labels: int, tests: int, notes: list[str]) -> Sequence[int]:
     if labels < FEWEST_LABELS or not tests:
         notes.append(f"{name}: not probed, {labels} training rows and {tests} test rows have a label")
         return ()
