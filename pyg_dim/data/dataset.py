@@ -14,9 +14,11 @@ from torch import Tensor
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.composition import reduced_formula
 from pyg_dim.data.elements import site_features
+from pyg_dim.data.oxidation import guess_oxidation_states
 from pyg_dim.data.parquet import read_parquet, write_parquet
 from pyg_dim.data.raw import RawCrystals, keep_sound
 from pyg_dim.data.report import ImportReport
+from pyg_dim.data.structures import collect
 
 if TYPE_CHECKING:
     from typing import Self
@@ -88,6 +90,41 @@ class CrystalDataset:
         return cls.from_raw(raw, report, max_sites, oxidation, dtype)
 
     @classmethod
+    def from_structures(
+        cls,
+        structures: Sequence[Any],
+        ids: Sequence[str] | None = None,
+        labels: Mapping[str, Sequence[float]] | None = None,
+        max_sites: int = MAX_SITES,
+        oxidation: Oxidation = "zero",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Take crystals from memory; cells that repeat themselves are reduced to the primitive cell.
+
+        Args:
+            structures: n pymatgen Structures, their dictionaries, or ASE Atoms.
+            ids: n different identifiers; default: "0", "1", ...
+            labels: name -> n values, NaN where missing.
+            max_sites: crystals with more primitive sites are left out.
+            oxidation: ``"zero"`` for all, or ``"guess"`` from each composition.
+            dtype: floating-point type of positions, cells and site features.
+
+        Returns:
+            The data set; its report says what was left out.
+
+        Raises:
+            ValueError: ids or labels of another length, or no usable crystal.
+        """
+        names = [str(row) for row in range(len(structures))] if ids is None else list(ids)
+        labels = labels or {}
+        for name, values in (("ids", names), *labels.items()):
+            if len(values) != len(structures):
+                raise ValueError(f"{name} has {len(values)} entries for {len(structures)} structures")
+        report = ImportReport("structures in memory")
+        raw = collect(zip(names, structures, strict=True), labels, report)
+        return cls.from_raw(raw, report, max_sites, oxidation, dtype)
+
+    @classmethod
     def from_raw(
         cls,
         raw: RawCrystals,
@@ -124,7 +161,11 @@ class CrystalDataset:
             ids=raw.ids,
             report=report,
         )
-        report.notes.append("oxidation states: zero for all sites")
+        if oxidation == "guess":
+            dataset.oxidation, note = guess_oxidation_states(dataset)
+        else:
+            note = "oxidation states: zero for all sites"
+        report.notes.append(note)
         report.log()
         return dataset
 
