@@ -1,0 +1,223 @@
+"""The pyg-dim command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from pyg_dim import __version__
+from pyg_dim.models import MODELS
+from pyg_dim.training.callbacks import Interrupted
+from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
+from pyg_dim.training.options import CHANGEABLE, TrainOptions, descriptions
+from pyg_dim.training.run import train
+
+INTERRUPTED = 128
+"""Exit status of a run that a signal stopped, plus the number of the signal: 130 for Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: command line without the program's name; that of the process by default.
+        prog: how the subcommand is called in messages; ``pyg-dim <subcommand>`` by default.
+
+    Returns:
+        Exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C. Wrong options exit with 2.
+    """
+    parser = argparse.ArgumentParser("pyg-dim", description="Deep InfoMax pre-training for crystals.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "command",
+        choices=COMMANDS,
+        help="; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items()) + "; each has its own --help",
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    command, _ = COMMANDS[chosen.command]
+    _show_log()
+    try:
+        return command(chosen.arguments, prog or f"pyg-dim {chosen.command}")
+    except Interrupted as stop:
+        _show_interruption(stop, prog or "pyg-dim train")
+        return INTERRUPTED + stop.signum
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if not _is_ours(error):
+            raise
+        _complain(error)
+        return 1
+
+
+def train_command(arguments: Sequence[str], prog: str) -> int:
+    """Run ``pyg-dim train``.
+
+    Args:
+        arguments: flags.
+        prog: how the command is called in messages.
+
+    Returns:
+        Exit status.
+    """
+    train(parse_train(arguments, prog))
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
+    "train": (train_command, "train an encoder, without labels or on labels"),
+}
+"""Subcommands: what runs, and what it is for."""
+
+
+def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainOptions:
+    """Read the options of a run from flags, a YAML file and the checkpoint to resume, in this order of weight.
+
+    Args:
+        arguments: flags.
+        prog: name of the program in messages.
+
+    Returns:
+        The options.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--print-config`` (0), or for a wrong option (2).
+        FileNotFoundError: no such checkpoint.
+        ValueError: an option out of range, or one that a resumed run cannot change.
+    """
+    first = _look_ahead(arguments)
+    saved: dict[str, Any] = {}
+    if first["resume"] is not None:
+        checkpoint = read_checkpoint(first["resume"])
+        saved = checkpoint[SECTION]["options"]
+        if first["model"] is not None:
+            require_model(first["model"], checkpoint, first["resume"])
+    model = first["model"] or saved.get("model") or TrainOptions.model
+    parser = _train_parser(model, prog)
+    if saved:
+        parser.set_defaults(_known(parser, saved))
+    chosen = parser.parse_args(list(arguments))
+    encoder = chosen.pop("encoder", Namespace())
+    values = {entry.name: chosen[entry.name] for entry in fields(TrainOptions) if entry.name != "encoder"}
+    options = TrainOptions(**values, encoder=_plain(encoder))
+    if saved:
+        _require_unchanged(options, TrainOptions.from_dict(saved))
+    return options
+
+
+def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
+    """The model and the checkpoint to resume: they decide which flags there are and what their defaults are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    names = ("model", "resume", "config")
+    for name in names:
+        parser.add_argument(f"--{name}")
+    try:
+        found = vars(parser.parse_known_args(list(arguments))[0])
+    except argparse.ArgumentError:
+        found = dict.fromkeys(names)  # a flag without its value; the real parser says so
+    file = found.pop("config")
+    if file is not None and Path(file).is_file():
+        try:
+            values = yaml.safe_load(Path(file).read_text())
+        except yaml.YAMLError:
+            values = None  # the real parser names the file and the fault
+        if isinstance(values, dict):
+            found = {name: value if value is not None else values.get(name) for name, value in found.items()}
+    return found
+
+
+def _train_parser(model: str, prog: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [options]",
+        description="Train an encoder of crystals. Every flag is a key of a YAML file too (--config).",
+        print_config="--print-config",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; flags after it win")
+    defaults = {entry.name: entry.default for entry in fields(TrainOptions)}
+    for name, (kind, text) in descriptions().items():
+        flag, default = f"--{name.replace('_', '-')}", defaults[name]
+        if name == "encoder":
+            continue
+        if name == "model":
+            parser.add_argument(flag, choices=sorted(MODELS), default=default, help=text)
+        elif kind is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
+        else:
+            metavar = {"target": "COLUMN,...", "kinds": "KIND,..."}.get(name)
+            parser.add_argument(flag, type=kind, default=default, help=text, metavar=metavar)
+    if model in MODELS:
+        parser.add_class_arguments(MODELS[model], "encoder")
+    return parser
+
+
+def _known(parser: ArgumentParser, saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved options under the names of the parser; what this version does not have is left out."""
+    flat = {name: value for name, value in saved.items() if name != "encoder"}
+    flat |= {f"encoder.{name}": value for name, value in saved["encoder"].items()}
+    flat |= {"resume": None, "init": None}
+    destinations = {action.dest for action in parser._actions}
+    return {name: value for name, value in flat.items() if name in destinations}
+
+
+def _plain(values: Namespace) -> dict[str, Any]:
+    # A checkpoint is read with weights_only, where lists are welcome; tuples come from defaults.
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(values).items()}
+
+
+def _require_unchanged(options: TrainOptions, saved: TrainOptions) -> None:
+    for entry in fields(TrainOptions):
+        now, before = getattr(options, entry.name), getattr(saved, entry.name)
+        if entry.name not in CHANGEABLE and now != before:
+            raise ValueError(
+                f"--resume continues a run with the options it was started with, but {entry.name} was {before!r} and "
+                f"is now {now!r}: leave that out, or start a new run from its encoder with --init {options.resume}"
+            )
+
+
+class _LogHandler(logging.Handler):
+    """Write records above a progress bar, if one is shown, and as plain lines otherwise."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        tqdm.write(text, file=sys.stdout)
+
+
+def _show_log() -> None:
+    """Show what the package says, once, from the first process of a run; and of Lightning only what matters."""
+    package = logging.getLogger("pyg_dim")
+    if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
+        package.addHandler(_LogHandler())
+    package.propagate = False
+    package.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.CRITICAL)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@rank_zero_only
+def _show_interruption(stop: Interrupted, prog: str) -> None:
+    print(f"\n{stop}\nresume with: {prog} --resume {stop.checkpoint}")
+
+
+@rank_zero_only
+def _complain(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by a line of this package, as a message to the user, and not below it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "pyg_dim"

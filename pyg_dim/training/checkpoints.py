@@ -1,0 +1,159 @@
+"""Checkpoints of runs: what they hold, and how an encoder is had back from one.
+
+A checkpoint is one file that ``torch.load(path, weights_only=True)`` reads. Beside the state of the run (parameters,
+optimiser, epoch) it holds a section ``"pyg_dim"`` of plain values: the architecture and its options, the options of
+the run and a summary of its data. The mean and the spread of labels are buffers of the objective, under
+``state_dict``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor
+
+from pyg_dim import models
+
+if TYPE_CHECKING:
+    from pyg_dim.models.encoder import Encoder
+
+SECTION: Final = "pyg_dim"
+FORMAT: Final = 1
+ENCODER_PREFIX: Final = "objective.encoder."
+"""Where the parameters of the encoder lie in ``state_dict``."""
+
+
+def section(encoder: Encoder, options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of a run says about itself.
+
+    Args:
+        encoder: the encoder that is trained.
+        options: options of the run, plain values.
+        data: summary of the data set, plain values.
+
+    Returns:
+        Plain values: "format", "model" (name of the architecture), "encoder" (its options), "options" and "data".
+    """
+    return {
+        "format": FORMAT,
+        "model": encoder.name,
+        "encoder": dict(encoder.config),
+        "options": dict(options),
+        "data": dict(data),
+    }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read the checkpoint of a run into memory, without running any code of the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its contents, with the section ``"pyg_dim"``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no checkpoint (foreign or truncated), or one of another program or a later version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(sorted(str(file) for file in path.glob("*.ckpt")))
+        raise FileNotFoundError(f"{path} is a folder; give a checkpoint file" + (f": {inside}" if inside else ""))
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint: truncated, or another kind of file ({_first_line(error)})"
+        ) from error
+    if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
+        raise ValueError(f"{path} is a PyTorch file but no checkpoint of a pyg_dim run: it has no {SECTION!r} section")
+    if checkpoint[SECTION]["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {checkpoint[SECTION]['format']}, this version reads up to {FORMAT}; "
+            "upgrade pyg-dim"
+        )
+    return checkpoint
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Rebuild the encoder of a run from its checkpoint.
+
+    Args:
+        path: ``last.ckpt`` or ``best.ckpt`` of a run, of any objective.
+
+    Returns:
+        The encoder with its trained parameters, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of a run, or one of an architecture that is not known here.
+    """
+    checkpoint = read_checkpoint(path)
+    about = checkpoint[SECTION]
+    encoder = models.build(about["model"], **about["encoder"])
+    state = encoder_state(checkpoint)
+    encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+    load_encoder_state(encoder, checkpoint, path)
+    return encoder.eval()
+
+
+def encoder_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameters and buffers of the encoder in a checkpoint, by their names in the encoder."""
+    return {
+        name.removeprefix(ENCODER_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(ENCODER_PREFIX)
+    }
+
+
+def load_encoder_state(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Give an encoder the parameters that a checkpoint holds.
+
+    Args:
+        encoder: an encoder of the same architecture with the same options.
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture, or of other options; the message names both.
+    """
+    about = checkpoint[SECTION]
+    require_model(encoder.name, checkpoint, path)
+    try:
+        encoder.load_state_dict(encoder_state(checkpoint))
+    except RuntimeError as error:
+        mine, theirs = dict(encoder.config), dict(about["encoder"])
+        different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        detail = "; ".join(f"{name} is {theirs.get(name)} there and {mine.get(name)} here" for name in different)
+        raise ValueError(
+            f"{path} holds a {about['model']} encoder of another shape: "
+            f"{detail or 'its parameters have other names, so it comes from another version'}"
+        ) from error
+
+
+def require_model(name: str, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a checkpoint is of the wanted architecture.
+
+    Args:
+        name: the wanted architecture.
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: it is of another one; the message names both.
+    """
+    theirs = checkpoint[SECTION]["model"]
+    if theirs != name:
+        raise ValueError(f"{path} holds a {theirs} encoder, but this run is to train {name}: use --model {theirs}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,142 @@
+"""Every option of a run: a field here is a flag of the command and a key of its YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_type_hints
+
+from pyg_dim.false_samples.transplant import DonorRule
+from pyg_dim.objectives.deep_infomax import KINDS
+from pyg_dim.objectives.supervised import LabelLoss
+
+Objective = Literal["deep_infomax", "supervised"]
+Accelerator = Literal["auto", "cpu", "gpu"]
+Precision = Literal["16", "32", "64", "bf16"]
+
+CHANGEABLE: Final = frozenset(
+    {"epochs", "precision", "accelerator", "devices", "compile", "data", "logdir", "name", "init", "resume"}
+)
+"""Options that a resumed run may change: where and how long it computes, and where its files lie, not what."""
+
+_KINDS = ",".join(KINDS)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a training run; plain values only, so that they can be read from any file without running code.
+
+    The defaults of the optimiser and of the loss are those of table 1 of Moran et al., Digital Discovery 2025, 4, 790.
+    Each field carries its description in its annotation, see :func:`descriptions`.
+
+    Raises:
+        ValueError: a value out of range, or options that contradict each other.
+    """
+
+    model: Annotated[str, "architecture of the encoder; its own options are --encoder.*"] = "sitenet"
+    objective: Annotated[Objective, "deep_infomax (self-supervised) or supervised (on the labels of --target)"] = (
+        "deep_infomax"
+    )
+    data: Annotated[
+        str,
+        "crystals to train on: a Parquet file with OPTIMADE names, a folder of CIF files, a Matbench .json.gz, or "
+        "prototypes, hypothetical crystals that come with the package",
+    ] = "prototypes"
+    target: Annotated[
+        str | list[str] | None,
+        "label column, or several separated by commas: learned by supervised, probed at the end of every run",
+    ] = None
+    init: Annotated[str | None, "checkpoint whose encoder the run starts from"] = None
+    resume: Annotated[str | None, "checkpoint of an interrupted run to continue; its options are taken over"] = None
+    epochs: Annotated[int, "passes over the training part"] = 20
+    batch_sites: Annotated[int, "unique sites in a batch"] = 1200
+    lr: Annotated[float, "learning rate of AdamW"] = 1e-4
+    weight_decay: Annotated[float, "weight decay of AdamW"] = 1e-4
+    seed: Annotated[int, "seed of parameters, split, batches, false samples and noise"] = 0
+    val_fraction: Annotated[
+        float, "share of the crystals kept for validation, whole formulas at a time; 0 for none"
+    ] = 0.1
+    limit: Annotated[int | None, "use this many crystals of the data, drawn at random with the seed"] = None
+    max_sites: Annotated[int, "crystals with more sites in their primitive cell are left out, and counted"] = 50
+    oxidation: Annotated[Literal["zero", "guess"], "oxidation state of sites: zero, or guessed from the formula"] = (
+        "zero"
+    )
+    precision: Annotated[Precision, "32 or 64 bit numbers, or mixed precision with 16 or bf16"] = "32"
+    accelerator: Annotated[Accelerator, "where to compute; auto takes a GPU where there is one"] = "auto"
+    devices: Annotated[int, "number of devices (processes, on a CPU)"] = 1
+    compile: Annotated[
+        bool, "fuse the costly steps with torch.compile where a C++ compiler is found; the numbers are the same"
+    ] = True
+    logdir: Annotated[str, "folder of the runs, for tensorboard --logdir"] = "runs"
+    name: Annotated[
+        str | None, "name of the run, its folder in --logdir; by default made from model, objective and data"
+    ] = None
+    kinds: Annotated[str | list[str], "deep_infomax: kinds of false samples, separated by commas"] = _KINDS
+    alpha: Annotated[float, "deep_infomax: weight of the Jensen-Shannon loss"] = 1.0
+    beta: Annotated[float, "deep_infomax: weight of the KL term"] = 0.1
+    isolate: Annotated[bool, "deep_infomax: levels learn from their own loss alone"] = True
+    donors: Annotated[
+        DonorRule, "deep_infomax: donors of transplanted species: of equal site count where possible, or any"
+    ] = "matched"
+    loss: Annotated[LabelLoss, "supervised: mean absolute or mean squared error"] = "l1"
+    head_channels: Annotated[int, "supervised: width of the hidden layer of the head"] = 64
+    encoder: Annotated[dict[str, Any], "options of the architecture"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_sites", "max_sites", "devices", "head_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 2:
+            raise ValueError(f"--limit must be at least 2 crystals; got {self.limit}")
+        if not self.lr > 0:
+            raise ValueError(f"--lr must be positive; got {self.lr}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative; got {self.seed}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction must lie in [0, 1); got {self.val_fraction}")
+        if self.objective == "supervised" and not self.targets:
+            raise ValueError("--objective supervised needs --target COLUMN: a label column of the data")
+        if self.init is not None and self.resume is not None:
+            raise ValueError("--init starts a new run and --resume continues one: give one of them")
+
+    @property
+    def targets(self) -> list[str]:
+        """Label columns, as a list."""
+        return _as_list(self.target)
+
+    @property
+    def false_kinds(self) -> list[str]:
+        """Kinds of false samples, as a list."""
+        return _as_list(self.kinds)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run, or the stem of one: model, objective and data."""
+        if self.name is not None:
+            return self.name
+        data = Path(self.data).name.split(".")[0] or "data"
+        return f"{self.model}-{self.objective}-{data}".replace("_", "-").replace(" ", "-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name: what a checkpoint holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainOptions:
+        """Options from plain values by name; names that this version does not know are left out."""
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def descriptions() -> dict[str, tuple[Any, str]]:
+    """Type and description of every option, by name."""
+    plain = get_type_hints(TrainOptions)
+    annotated = get_type_hints(TrainOptions, include_extras=True)
+    return {entry.name: (plain[entry.name], annotated[entry.name].__metadata__[0]) for entry in fields(TrainOptions)}
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    if value is None:
+        return []
+    parts = value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in parts if part.strip()]

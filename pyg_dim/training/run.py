@@ -1,0 +1,247 @@
+"""A training run from its options to its summary."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+
+from pyg_dim import models
+from pyg_dim.data import CrystalLoader
+from pyg_dim.evaluate.summary import probe_metrics, summarise
+from pyg_dim.training.callbacks import Interrupted, Progress, StopOnSignal
+from pyg_dim.training.checkpoints import read_checkpoint, require_model, section
+from pyg_dim.training.loaders import CrystalData
+from pyg_dim.training.module import TrainingModule
+from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.setup import RunData, prepare_data, prepare_encoder, prepare_objective, require_same_data
+from pyg_dim.training.tensorboard import EmbeddingProjector, RepresentationMonitor
+
+_logger = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+_PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Attributes:
+        directory: folder with ``last.ckpt``, ``best.ckpt``, the TensorBoard events and the summary.
+        metrics: final values by tag.
+        summary: losses and probes, see :func:`pyg_dim.evaluate.summary.summarise`; None without a validation part,
+            and on all processes but the first.
+    """
+
+    directory: Path
+    metrics: dict[str, float]
+    summary: pd.DataFrame | None
+
+
+def train(options: TrainOptions) -> RunResult:
+    """Train an encoder: read, split, fit, save, compare with the untrained one.
+
+    Args:
+        options: see :class:`TrainOptions`.
+
+    Returns:
+        Where the files are, and the final numbers.
+
+    Raises:
+        FileNotFoundError: no such data or checkpoint.
+        ValueError: options, data or a checkpoint that do not fit; the message says what to do.
+        FloatingPointError: the loss or a parameter is no longer a number; checkpoints of earlier epochs are kept.
+        Interrupted: Ctrl-C or SIGTERM; the run has been saved.
+    """
+    if options.resume is not None:
+        require_model(options.model, read_checkpoint(options.resume), options.resume)
+    data = prepare_data(options)
+    about_data = data.summary(options.data)
+    if options.resume is not None:
+        require_same_data(options.resume, about_data)
+    encoder, untrained = prepare_encoder(options)
+    objective = prepare_objective(options, encoder, data)
+    module = TrainingModule(
+        objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
+    )
+    directory = _directory(options)
+    _announce(options, data, encoder, directory)
+
+    loaders = _loaders(options, data, encoder)
+    logger = TensorBoardLogger(directory.parent, name=directory.name, version="", default_hp_metric=False)
+    # Lightning writes them to hparams.yaml, which --config reads.
+    logger.hparams = options.to_dict()
+    stop = StopOnSignal(directory / LAST)
+    checkpoints = _checkpoints(directory, "train/total" if loaders.val is None else "val/total")
+    trainer = Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        # A step may leave parameters without gradient: a supervised one the critics.
+        strategy=DDPStrategy(find_unused_parameters=True) if options.devices > 1 else "auto",
+        precision=_PRECISIONS[options.precision],  # type: ignore[arg-type]
+        max_epochs=options.epochs,
+        logger=logger,
+        callbacks=[Progress(), *_monitors(options, data, loaders), *checkpoints, stop],
+        default_root_dir=directory,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    with stop, warnings.catch_warnings():
+        # Means are logged once an epoch, not every so many steps; loaders have a thread of their own.
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        # Lightning's own use of torch.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        trainer.fit(module, datamodule=loaders, ckpt_path=options.resume)
+    if stop.signum is not None:
+        raise Interrupted(directory / LAST, stop.signum)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    device = trainer.strategy.root_device
+    if torch.distributed.is_initialized():
+        # From here on the first process works alone, and its loaders have to see all crystals.
+        torch.distributed.destroy_process_group()
+    summary = None
+    if trainer.is_global_zero:
+        summary = _summarise(options, data, module, untrained, metrics, directory, device)
+        if summary is not None:
+            metrics |= probe_metrics(summary)
+        _log_final(logger, options, data, metrics, trainer.global_step)
+        _logger.info("saved in %s; see it with: tensorboard --logdir %s", directory, directory.parent)
+    return RunResult(directory, metrics, summary)
+
+
+def _directory(options: TrainOptions) -> Path:
+    """Folder of the run: that of the checkpoint to resume, or a new one with the first free number."""
+    if options.resume is not None:
+        return Path(options.resume).parent
+    logdir = Path(options.logdir)
+    if options.name is not None:
+        if (logdir / options.name / LAST).exists() and rank_zero_only.rank == 0:
+            raise ValueError(
+                f"{logdir / options.name} holds a run already: choose another --name, or continue it with "
+                f"--resume {logdir / options.name / LAST}"
+            )
+        return logdir / options.name
+    number = 1
+    while (logdir / f"{options.run_name}-{number}").exists():
+        number += 1
+    # Processes that Lightning starts later may arrive at another number; only the first one writes.
+    return logdir / f"{options.run_name}-{number}"
+
+
+def _announce(options: TrainOptions, data: RunData, encoder: models.Encoder, directory: Path) -> None:
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    _logger.info("data: %d crystals, %d sites", len(data.dataset), data.dataset.z.numel())
+    _logger.info("split: %d crystals to train on, %d to validate on", data.train.numel(), data.val.numel())
+    _logger.info("model: %s, %d parameters; objective: %s", encoder.name, parameters, options.objective)
+    _logger.info("run: %s", directory)
+
+
+def _loaders(options: TrainOptions, data: RunData, encoder: models.Encoder) -> CrystalData:
+    targets = options.targets if options.objective == "supervised" else []
+
+    def loader(rows: Tensor) -> CrystalLoader:
+        return CrystalLoader(
+            data.dataset.subset(rows), encoder.graph, options.batch_sites, options.seed, targets=targets
+        )
+
+    return CrystalData(loader(data.train), loader(data.val) if data.val.numel() else None)
+
+
+def _monitors(options: TrainOptions, data: RunData, loaders: CrystalData) -> list[Callback]:
+    """What is shown of the representations: those of the validation part, or of the training part without one."""
+    shown = loaders.train if loaders.val is None else loaders.val
+    target = options.targets[0] if options.targets else None
+    return [RepresentationMonitor(shown), EmbeddingProjector(shown, target)]
+
+
+def _checkpoints(directory: Path, monitor: str) -> list[Callback]:
+    """Two files, each replaced whole: the state after the last epoch, and that of the lowest loss."""
+
+    def keep(file: str, monitor: str | None) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            dirpath=directory,
+            filename=file.removesuffix(".ckpt"),
+            monitor=monitor,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    return [keep(BEST, monitor), keep(LAST, None)]
+
+
+def _summarise(
+    options: TrainOptions,
+    data: RunData,
+    module: TrainingModule,
+    untrained: dict[str, Tensor],
+    metrics: dict[str, float],
+    directory: Path,
+    device: torch.device,
+) -> pd.DataFrame | None:
+    if not data.val.numel():
+        _logger.warning("no validation part, so no comparison with the untrained encoder")
+        return None
+    trained = module.encoder
+    before = models.build(trained.name, **trained.config)
+    before.load_state_dict(untrained)
+    before.to(next(trained.parameters()).dtype)
+    return summarise(
+        trained,
+        before,
+        data.dataset,
+        data.train,
+        data.val,
+        _without_detail(metrics),
+        options.targets or None,
+        directory=directory,
+        seed=options.seed,
+        batch_sites=options.batch_sites,
+        device=device,
+    )
+
+
+def _log_final(
+    logger: TensorBoardLogger, options: TrainOptions, data: RunData, metrics: dict[str, float], step: int
+) -> None:
+    """Log probe errors, and the options with all final metrics for the HParams page."""
+    writer = logger.experiment
+    probes = {name: value for name, value in metrics.items() if name.startswith("probe/")}
+    for name, value in probes.items():
+        writer.add_scalar(name, value, step)
+    # The page takes the last value of each tag from the curves, which are in this folder already.
+    for part in hparams(_flat(options.to_dict()) | {"crystals": len(data.dataset)}, _without_detail(metrics)):
+        writer.file_writer.add_summary(part)
+    writer.flush()
+    writer.close()
+
+
+def _without_detail(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("detail/")}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
