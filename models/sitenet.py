@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pyg_dim.models.encoder import Encoder, Representation
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import KLForm
+from pyg_dim.models.encoder import Encoder, Representation
 
 SITE_FEATURES = 9
 
