@@ -186,7 +186,7 @@ def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[s
         unit = rows["unit"].iloc[0]
         yield (
             f"{name}{f' ({unit})' if unit else ''}, {readout} readout: mean absolute error, median [quartiles]",
-            ["n", "probe", *ENCODERS, "dummy", "won-lost"],
+            ["n", "probe", *ENCODERS, "dummy", "won - lost"],
             [
                 [
                     str(row["n"]),
