@@ -64,7 +64,7 @@ def loss_rows(losses: Mapping[str, float]) -> list[dict[str, Any]]:
     """Pair final losses of training and validation.
 
     Args:
-        losses: Values by tag; those under ``train/`` and ``val/`` are used.
+        losses: Values by tag; those under ``train/`` and ``val/`` are used, except their ``detail/``.
 
     Returns:
         One row with the columns of :data:`COLUMNS` for each loss, in the order of the tags.
@@ -72,7 +72,7 @@ def loss_rows(losses: Mapping[str, float]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for tag, value in losses.items():
         phase, _, name = tag.partition("/")
-        if phase in ("train", "val") and name:
+        if phase in ("train", "val") and name and not name.startswith("detail/"):
             baseline = JS_BASELINE if name.startswith("js/") else math.nan
             row = rows.setdefault(name, {"section": "loss", "name": name, "unit": "", "baseline": baseline})
             row[phase] = float(value)

@@ -57,7 +57,7 @@ def summarise(
         dataset: The crystals.
         train_rows: [n] rows to draw labels from.
         test_rows: [m] rows to measure on, none of them in ``train_rows``.
-        losses: Final values by tag, ``train/...`` and ``val/...``; other tags are not shown.
+        losses: Final values by tag, ``train/...`` and ``val/...``; other tags and ``detail/`` are not shown.
         target: A label of the data set, or several. By default its labels, the three most frequent ones if there are
             more, or the properties of :func:`pyg_dim.evaluate.intrinsic.intrinsic_targets` where there are none.
         directory: Where to write ``summary.csv`` and ``summary.md``; nothing is written by default.

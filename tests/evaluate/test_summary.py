@@ -14,7 +14,13 @@ from pyg_dim.evaluate.report import COLUMNS, headline
 from pyg_dim.evaluate.summary import probe_metrics, summarise
 from pyg_dim.models.encoder import Encoder, Representation
 
-LOSSES = {"train/js/local": 1.1, "val/js/local": 1.2, "val/js/global": 1.4, "val/kl/local": 1.0, "baseline/js": 1.386}
+LOSSES = {
+    "train/js/local": 1.1,
+    "val/js/local": 1.2,
+    "val/js/global": 1.4,
+    "val/kl/local": 1.0,
+    "baseline/js": 1.386,
+} | {"train/detail/local/other": 0.5}
 
 
 class Volumes(Encoder):
