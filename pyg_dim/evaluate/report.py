@@ -139,10 +139,18 @@ def print_summary(table: pd.DataFrame, notes: Sequence[str], console: Console) -
         console: Where to print.
     """
     for title, header, cells in _sections(table):
-        grid = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        grid = Table(
+            title=escape(title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for heading in header:
-            # Where the screen is narrow, names may be broken into lines, numbers not.
-            grid.add_column(heading, justify="right", no_wrap=heading in (*ENCODERS, "n"))
+            # Where the screen is narrow, names may be broken between words, numbers not at all.
+            width = max(len(word) for row in cells for word in row[len(grid.columns)].split() or [""])
+            grid.add_column(heading, justify="right", no_wrap=heading in (*ENCODERS, "n"), min_width=width)
         for row in cells:
             grid.add_row(*(escape(cell) for cell in row))
         console.print(grid)

@@ -63,3 +63,13 @@ def test_a_row_that_comes_twice_is_returned_once(crystals, encoder):
 def test_an_empty_loader_is_an_error(encoder):
     with pytest.raises(ValueError, match="no crystal"):
         represent(encoder, [])
+
+
+def test_one_process_of_two_represents_all_crystals(crystals, encoder, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    _, shared = represent(encoder, CrystalLoader(crystals, encoder.graph, batch_sites=24))
+    _, rows = represent(encoder, CrystalLoader(crystals, encoder.graph, batch_sites=24, shard=False))
+    assert shared.numel() < 60
+    assert torch.equal(rows, torch.arange(60))

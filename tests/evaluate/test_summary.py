@@ -85,6 +85,7 @@ def test_unlabelled_crystals_are_probed_on_intrinsic_targets(crystals, rows, tmp
     assert "NOT below" in printed
     assert "Training lowered the error in" in printed
     assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
 
 
 def test_files_hold_what_is_returned(crystals, rows, tmp_path):
