@@ -87,13 +87,14 @@ class Encoder(nn.Module, ABC):
             return out.crystal
         crystal = batch.batch[:, None].expand_as(out.site)
         zeros = out.site.new_zeros(out.crystal.size(0), out.site.size(1))
-        reduce = {
-            how: zeros.scatter_reduce(0, crystal, out.site, how, include_self=False) for how in ("mean", "amin", "amax")
-        }
-        spread = zeros.scatter_reduce(0, crystal, (out.site - reduce["mean"][batch.batch]).square(), "mean")
+
+        def reduce(values: Tensor, how: str) -> Tensor:
+            return zeros.scatter_reduce(0, crystal, values, how, include_self=False)
+
+        mean = reduce(out.site, "mean")
+        spread = reduce((out.site - mean[batch.batch]).square(), "mean").sqrt()
         return torch.cat(
-            [out.crystal, out.hidden, reduce["mean"], spread.clamp(min=0).sqrt(), reduce["amin"], reduce["amax"]],
-            dim=-1,
+            [out.crystal, out.hidden, mean, spread, reduce(out.site, "amin"), reduce(out.site, "amax")], dim=-1
         )
 
     def set_compile(self, enabled: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -203,12 +202,13 @@ class Tape:
         return self.losses(**options)["total"]
 
 
-_ACTIVE: Final[ContextVar[Tape | None]] = ContextVar("pyg_dim_tape", default=None)
+# A plain list, since torch.compile cannot read a context variable and levels ask in every forward pass.
+_RECORDING: Final[list[Tape]] = []
 
 
 def active_tape() -> Tape | None:
-    """The tape that is being recorded in this context, if any."""
-    return _ACTIVE.get()
+    """The innermost tape that is being recorded, if any."""
+    return _RECORDING[-1] if _RECORDING else None
 
 
 @contextmanager
@@ -238,8 +238,8 @@ def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Ite
             f"{type(model).__name__} holds no level to record: wrap one of its aggregations with DIMPool(...)"
         )
     tape = Tape(names, batch, isolate)
-    token = _ACTIVE.set(tape)
+    _RECORDING.append(tape)
     try:
         yield tape
     finally:
-        _ACTIVE.reset(token)
+        _RECORDING.pop()

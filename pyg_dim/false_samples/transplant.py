@@ -120,6 +120,9 @@ def transplant(
     true_pairs = (target, batch.z[source], batch.edge_dist)
     pairs = (false.z[source], batch.edge_dist)
 
+    # In a batch of one crystal it is its own donor, which makes no false sample of these kinds.
+    foreign = (crystal_donor != torch.arange(crystal_donor.numel(), device=crystal_donor.device))[batch.batch]
+
     def kind(name: str, site_target: Tensor, crystal_target: Tensor) -> Kind:
         scored = crystal_target[batch.batch]
         occurs = sites_occur(batch, false.z, environment, scored, batch.z, true_environment)
@@ -128,8 +131,8 @@ def transplant(
             site_target=site_target,
             crystal_target=crystal_target,
             edge_target=name == "composition",
-            keep_edges=~edges_occur(site_target[target], *pairs, *true_pairs),
-            keep_sites=~occurs,
+            keep_edges=foreign[target] & ~edges_occur(site_target[target], *pairs, *true_pairs),
+            keep_sites=foreign & ~occurs,
         )
 
     sites = torch.arange(batch.z.numel(), device=batch.z.device)

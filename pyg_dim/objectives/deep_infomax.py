@@ -59,8 +59,8 @@ def false_samples(true: Tape, false: Tape, corruption: Corruption) -> dict[Recor
     for record_ in true.records:
         if record_.key not in corrupted:
             raise ValueError(
-                f"level {record_.name!r}: call {record_.call + 1} of the true pass has no counterpart in a corrupted one; "
-                "an encoder must make the same calls for every batch of the same geometry"
+                f"level {record_.name!r}: call {record_.call + 1} of the true pass has no counterpart in a corrupted "
+                "one; an encoder must make the same calls for every batch of the same geometry"
             )
         made = (kind.sample(record_, corrupted[record_.key]) for kind in corruption.kinds)
         samples[record_.key] = [sample for sample in made if sample is not None]

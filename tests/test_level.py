@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pyg_dim import Level, record
+from pyg_dim.constituents import Constituents
+from pyg_dim.level import score_terms
+from pyg_dim.losses import jensen_shannon_term
+from pyg_dim.tape import FalseSample
+
+
+def recorded(level: Level, groups: int = 4, n: int = 12, **options):
+    z = torch.randn(groups, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.arange(n) % groups
+    with record(level) as tape:
+        level(z, constituents=torch.randn(n, 2, dtype=torch.float64), index=index, **options)
+    return tape.records[0]
+
+
+def plain_loss(level: Level, record_, false) -> torch.Tensor:
+    """Eq. 6, group by group and constituent by constituent."""
+    groups = []
+    for g in range(record_.z.size(0)):
+
+        def mean(constituents, target, weight, belongs, g=g):
+            scores = level.critic(record_.z, constituents, target)
+            here = [n for n in range(len(constituents)) if target[n] == g and (weight is None or weight[n] > 0)]
+            if not here:
+                return None
+            w = [1.0 if weight is None else weight[n] for n in here]
+            terms = [jensen_shannon_term(scores[n], belongs=belongs) for n in here]
+            return sum(a * b for a, b in zip(w, terms, strict=True)) / sum(w)
+
+        true = mean(record_.constituents, record_.index, record_.weight, True)
+        kinds = [m for f in false if (m := mean(f.constituents, f.target, f.weight, False)) is not None]
+        if true is not None and kinds:
+            groups.append(true + sum(kinds) / len(kinds))
+    return sum(groups) / len(groups)
+
+
+def test_loss_is_eq_6_written_out() -> None:
+    level = Level(3, 2, noise="none").double()
+    r = recorded(level, weight=torch.rand(12, dtype=torch.float64))
+    shared = Constituents((torch.randn(12, 2, dtype=torch.float64), None))
+    five = Constituents((torch.randn(5, 2, dtype=torch.float64), None))
+    mask = torch.ones(12, dtype=torch.float64)
+    mask[::4] = 0  # group 0 has no sample of this kind
+    false = [
+        FalseSample("a", shared, r.index, mask),
+        FalseSample("b", shared, torch.randint(4, (12,)), torch.rand(12, dtype=torch.float64)),
+        FalseSample("c", five, torch.tensor([1, 1, 2, 2, 2]), None),
+    ]
+    loss = level.loss(r, false, other=False)
+    torch.testing.assert_close(loss.js, plain_loss(level, r, false))
+    assert loss.coverage["a"] == 0.75
+    assert loss.coverage["c"] == 0.5
+
+
+def test_a_group_without_constituents_or_without_false_samples_is_left_out() -> None:
+    level = Level(3, 2, noise="none").double()
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    c = torch.randn(6, 2, dtype=torch.float64)
+    with record(level) as tape:
+        level(z, constituents=c, index=torch.tensor([0, 0, 1, 1, 2, 2]))
+    r = tape.records[0]
+    false = [FalseSample("a", r.constituents, torch.tensor([0, 0, 1, 1, 3, 3]), None)]
+    loss = level.loss(r, false, other=False)
+    torch.testing.assert_close(loss.js, plain_loss(level, r, false))
+    loss.js.backward()
+    assert z.grad[2].abs().max() == 0
+    assert z.grad[3].abs().max() == 0
+
+
+def test_nothing_false_at_all_gives_no_loss() -> None:
+    level = Level(3, 2).double()
+    loss = level.loss(recorded(level), other=False)
+    assert loss.js == 0
+
+
+def test_noise_only_in_training() -> None:
+    level = Level(3, 2).double()
+    scored = {}
+    for training in (True, False):
+        level.train(training)
+        torch.manual_seed(1)
+        r = recorded(level)
+        scored[training] = [level.loss(r, generator=torch.Generator().manual_seed(s)).terms["true"] for s in (1, 2)]
+    assert scored[True][0] != scored[True][1]
+    assert scored[False][0] == scored[False][1]
+
+
+@pytest.mark.parametrize("noise", ["conditional", "learned", "none"])
+@pytest.mark.parametrize("kl", ["log_variance", "paper"])
+def test_every_noise_and_kl_trains_all_its_parameters(noise: str, kl: str) -> None:
+    level = Level(3, 2, noise=noise, kl=kl).double()
+    loss = level.loss(recorded(level))
+    (loss.js + (loss.kl if loss.kl is not None else 0)).backward()
+    assert (loss.kl is None) == (noise == "none")
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in level.named_parameters())
+
+
+def test_deepcopy_and_state_dict(generator) -> None:
+    level = Level(3, 2).double().eval()
+    twin = copy.deepcopy(level)
+    twin.load_state_dict(level.state_dict())
+    torch.manual_seed(3)
+    a = recorded(level)
+    torch.manual_seed(3)
+    b = recorded(twin)
+    kept = [lev.loss(r, generator=torch.Generator().manual_seed(0)).js for lev, r in ((level, a), (twin, b))]
+    torch.testing.assert_close(*kept)
+
+
+def test_compiled_scoring_equals_eager() -> None:
+    level = Level(3, 2, noise="none").double()
+    r = recorded(level)
+    generator = torch.Generator()
+    eager = level.loss(r, generator=generator.manual_seed(0)).js
+    level.compiled = True
+    compiled = level.loss(r, generator=generator.manual_seed(0)).js
+    torch.testing.assert_close(compiled, eager)
+
+
+def test_half_precision_sums_in_float32() -> None:
+    level = Level(3, 2, noise="none").bfloat16()
+    z = torch.randn(2, 3, dtype=torch.bfloat16)
+    parts = Constituents((torch.randn(4, 2, dtype=torch.bfloat16), None)).parts
+    ((mean, _),) = score_terms(level.critic, z, [(parts, [(True, torch.tensor([0, 0, 1, 1]), None)])])
+    assert mean.dtype == torch.float32
+
+
+def test_unknown_forms() -> None:
+    with pytest.raises(ValueError, match="conditional, learned, none"):
+        Level(3, 2, noise="gaussian")
+    with pytest.raises(ValueError, match="log_variance, paper"):
+        Level(3, 2, kl="textbook")

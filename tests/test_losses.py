@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyg_dim.losses import JS_BASELINE, crystal_mean, group_mean, jensen_shannon_term, kl_term
+
+
+def test_a_critic_that_scores_zero_gives_the_baseline() -> None:
+    zero = torch.zeros(4)
+    total = jensen_shannon_term(zero, belongs=True) + jensen_shannon_term(zero, belongs=False)
+    torch.testing.assert_close(total, torch.full((4,), 2 * math.log(2)))
+    assert pytest.approx(1.3863, abs=1e-4) == JS_BASELINE
+
+
+def test_js_keeps_its_gradient_where_it_is_wrong_and_saturated() -> None:
+    score = torch.tensor([-200.0], requires_grad=True)
+    jensen_shannon_term(score, belongs=True).sum().backward()
+    torch.testing.assert_close(score.grad, torch.tensor([-1.0]))
+
+
+def test_js_is_the_log_of_the_sigmoid() -> None:
+    score = torch.linspace(-5, 5, 11, dtype=torch.float64)
+    torch.testing.assert_close(jensen_shannon_term(score, belongs=True), -score.sigmoid().log())
+    torch.testing.assert_close(jensen_shannon_term(score, belongs=False), -(-score).sigmoid().log())
+
+
+def test_group_mean_with_weights_masks_and_empty_groups() -> None:
+    values, index = torch.tensor([1.0, 3.0, 10.0, 7.0]), torch.tensor([2, 2, 0, 3])
+    mean, valid = group_mean(values, index, 5, torch.tensor([3.0, 1.0, 2.0, 0.0]))
+    assert valid.tolist() == [True, False, True, False, False]
+    torch.testing.assert_close(mean, torch.tensor([10.0, 0.0, 1.5, 0.0, 0.0]))
+
+
+def test_group_mean_without_weight_is_the_mean() -> None:
+    mean, valid = group_mean(torch.tensor([1.0, 3.0, 10.0]), torch.tensor([1, 1, 0]), 2)
+    assert valid.all()
+    torch.testing.assert_close(mean, torch.tensor([10.0, 2.0]))
+
+
+def test_masked_values_give_no_gradient_not_even_nan() -> None:
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    mean, _ = group_mean(values, torch.tensor([0, 1]), 2, torch.tensor([1.0, 0.0]))
+    mean.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([1.0, 0.0]))
+
+
+def test_crystals_count_alike_whatever_their_size() -> None:
+    values, crystal = torch.tensor([1.0, 1.0, 1.0, 5.0]), torch.tensor([0, 0, 0, 1])
+    assert crystal_mean(values, torch.ones(4, dtype=torch.bool), crystal, 2) == 3
+
+
+def test_crystals_without_a_valid_group_are_left_out() -> None:
+    values, crystal = torch.tensor([1.0, 9.0, 5.0]), torch.tensor([0, 0, 1])
+    assert crystal_mean(values, torch.tensor([True, False, False]), crystal, 3) == 1
+
+
+def test_nothing_valid_gives_zero_with_a_zero_gradient() -> None:
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    loss = crystal_mean(values, torch.zeros(2, dtype=torch.bool), torch.tensor([0, 1]), 2)
+    loss.backward()
+    assert loss == 0
+    assert values.grad.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("form", ["log_variance", "paper"])
+def test_kl_is_smallest_at_the_unit_normal(form: str) -> None:
+    z = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    v = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    kl_term(z, v, form).sum().backward()
+    assert z.grad.abs().max() == 0
+    assert v.grad.abs().max() < 1e-15
+    for dz, dv in ((0.1, 0), (0, 0.1), (0, -0.1)):
+        assert kl_term(z + dz, v + dv, form) > kl_term(z, v, form)
+
+
+def test_kl_closed_forms() -> None:
+    z, sigma = torch.tensor([[2.0]]), 0.5
+    v = torch.tensor([[2 * math.log(sigma)]])
+    assert kl_term(z, v, "paper").item() == pytest.approx(4 + sigma - math.log(sigma))
+    assert kl_term(z, v, "log_variance").item() == pytest.approx(2 + sigma**2 - 2 * math.log(sigma))
+
+
+def test_unknown_kl_form() -> None:
+    with pytest.raises(ValueError, match="log_variance, paper"):
+        kl_term(torch.zeros(1, 1), torch.zeros(1), "textbook")
