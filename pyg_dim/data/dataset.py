@@ -115,7 +115,7 @@ class CrystalDataset:
         Raises:
             ValueError: ids or labels of another length, or no usable crystal.
         """
-        names = [str(row) for row in range(len(structures))] if ids is None else list(ids)
+        names = [str(row) for row in range(len(structures))] if ids is None else [str(name) for name in ids]
         labels = labels or {}
         for name, values in (("ids", names), *labels.items()):
             if len(values) != len(structures):

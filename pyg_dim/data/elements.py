@@ -161,8 +161,9 @@ def site_features(z: Tensor, oxidation: Tensor, dtype: torch.dtype = torch.float
     """The nine site features of Site-Net: eight scaled properties of the element and the oxidation state.
 
     Source: Moran et al., Digital Discovery 2023, 2, 1297, and table 1 of Digital Discovery 2025, 4, 790. Those numbers
-    come from matminer's Magpie table; these come from pymatgen, which has newer ionization energies (relative
-    difference below 3e-5) and another density of iridium (22650 instead of 22560 kg/m3).
+    come from matminer's Magpie table, in single precision. These come from pymatgen and are the same but for the
+    ionization energies (newer; 3e-5 apart, relative, in the elements compared) and the density of iridium (22650
+    instead of 22560 kg/m3).
 
     Args:
         z: [N] int64, atomic numbers from 1 to :data:`MAX_Z`.

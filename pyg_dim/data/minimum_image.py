@@ -12,8 +12,6 @@ _GAIN: Final = 1e-9
 """Relative gain in squared length below which an image counts as no nearer, so that rounding starts no endless
 exchange."""
 
-_MAX_STEPS: Final = 1000
-
 
 @functools.cache
 def _half_of_the_images(device: torch.device) -> Tensor:
@@ -32,14 +30,12 @@ def minkowski_reduction(cell: Tensor) -> Tensor:
 
     Returns:
         [B, 3, 3] int64 U of determinant ±1; the rows of ``U @ cell`` are the reduced vectors, shortest first.
-
-    Raises:
-        RuntimeError: a lattice is so distorted that the reduction does not end.
     """
     change = torch.eye(3, dtype=torch.float64, device=cell.device).repeat(cell.shape[0], 1, 1)
     corners = torch.cartesian_prod(*[torch.arange(2, dtype=torch.float64, device=cell.device)] * 2)
     reduced = cell
-    for _ in range(_MAX_STEPS):
+    # Every step that is taken shortens a vector, and a lattice has finitely many shorter ones.
+    while True:
         order = torch.linalg.vector_norm(reduced, dim=2).argsort(dim=1, stable=True).unsqueeze(2).expand(-1, -1, 3)
         change, reduced = change.gather(1, order), reduced.gather(1, order)
         a, b, c = reduced.unbind(1)
@@ -59,9 +55,9 @@ def minkowski_reduction(cell: Tensor) -> Tensor:
             return change.round().long()
         # One vector at a time: the step of c was found with the b of before.
         gain[:, 2] &= ~gain[:, 1]
-        change = change - step @ change * gain.unsqueeze(2)
+        # Chosen, not multiplied: a step that is not taken may be infinite (b parallel to a).
+        change = change - torch.where(gain.unsqueeze(2), step, 0.0) @ change
         reduced = change @ cell
-    raise RuntimeError("the reduction of a lattice did not end; is its cell nearly flat?")
 
 
 def minimum_image(difference: Tensor, crystal: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,15 +36,18 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a Parquet file, or a required column is absent or of another type.
+        ValueError: not a Parquet file, a folder without one, or a required column is absent or of another type.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    if not files:
+        raise ValueError(f"the folder {path} holds no Parquet file (*.parquet)")
     try:
-        schema = pq.read_schema(path) if path.is_file() else pq.ParquetDataset(path).schema
-        columns = [f.name for f in schema if f.name in (ID, LATTICE, SPECIES, POSITIONS) or _is_numeric(f.type)]
-        table = pq.read_table(path, columns=columns).combine_chunks()
+        shards = pq.ParquetDataset(files)
+        columns = [f.name for f in shards.schema if f.name in (ID, LATTICE, SPECIES, POSITIONS) or _is_numeric(f.type)]
+        table = shards.read(columns=columns).combine_chunks()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
     missing = [name for name in (LATTICE, SPECIES, POSITIONS) if name not in table.column_names]

@@ -47,7 +47,8 @@ def sites_of(structure: Any) -> Sites:
         Atomic numbers, positions in angstrom and lattice vectors as rows, in angstrom.
 
     Raises:
-        UnusableCrystalError: partial occupancy, an unknown element, no three-dimensional period, or none of the known types.
+        UnusableCrystalError: partial occupancy, an unknown element, no three-dimensional period, or none of the known
+        types.
     """
     if isinstance(structure, Mapping):
         return _sites_of_dictionary(structure)
@@ -94,14 +95,21 @@ def primitive_cell(sites: Sites) -> Sites:
     import spglib
 
     numbers, pos, cell = sites
-    if len(numbers) < 2 or not (np.isfinite(pos).all() and np.isfinite(cell).all()) or abs(np.linalg.det(cell)) < _FULL:
+    # An inner translation maps sites onto others of the same element, so it divides the count of each element.
+    if np.gcd.reduce(np.unique(numbers, return_counts=True)[1]) < 2:
         return sites
-    found = spglib.standardize_cell(
-        (cell.tolist(), (pos @ np.linalg.inv(cell)).tolist(), numbers.tolist()),
-        to_primitive=True,
-        no_idealize=True,
-        symprec=_SYMPREC,
-    )
+    if not (np.isfinite(pos).all() and np.isfinite(cell).all()) or abs(np.linalg.det(cell)) < _FULL:
+        return sites
+    try:
+        found = spglib.standardize_cell(
+            (cell.tolist(), (pos @ np.linalg.inv(cell)).tolist(), numbers.tolist()),
+            to_primitive=True,
+            no_idealize=True,
+            symprec=_SYMPREC,
+        )
+    except spglib.SpglibError:
+        # Newer versions raise where older ones return None, for example for coinciding sites.
+        found = None
     if found is None or len(found[2]) >= len(numbers):
         return sites
     smaller = np.asarray(found[0], dtype=np.float64)
@@ -114,7 +122,7 @@ def collect(
     """Lay crystals side by side, in their primitive cells; those that cannot be used enter the report.
 
     Args:
-        crystals: n pairs of identifier and structure; a structure may be an :class:`UnusableCrystalError` found by a reader.
+        crystals: n pairs of identifier and structure, or the :class:`UnusableCrystalError` that a reader met instead.
         labels: name -> n values.
         report: changed in place.
 

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from pyg_dim.data import CrystalBatch, CrystalDataset
+from pyg_dim.data.elements import site_features
+
+
+def test_flat_layout(dataset):
+    assert len(dataset) == 12
+    assert dataset.num_sites.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 2, 4]
+    assert dataset.ptr[-1] == dataset.z.numel() == dataset.pos.shape[0] == dataset.oxidation.numel() == 53
+    assert repr(dataset) == "CrystalDataset(12 crystals, 53 sites, labels=['energy', 'gap'])"
+
+
+def test_gather_equals_a_loop_over_crystals(dataset):
+    rows = torch.tensor([8, 0, 3, 3])
+    batch = dataset.gather(rows, targets=["gap", "energy"])
+    assert isinstance(batch, CrystalBatch)
+    assert batch.num_graphs == 4
+    assert batch.num_nodes == 9 + 1 + 4 + 4
+    assert batch.max_sites == 9
+    assert batch.ptr.tolist() == [0, 9, 10, 14, 18]
+    assert batch.batch.tolist() == [0] * 9 + [1] + [2] * 4 + [3] * 4
+    for k, row in enumerate(rows.tolist()):
+        here, there = batch.batch == k, slice(int(dataset.ptr[row]), int(dataset.ptr[row + 1]))
+        assert torch.equal(batch.z[here], dataset.z[there])
+        assert torch.equal(batch.pos[here], dataset.pos[there])
+    assert torch.equal(batch.cell, dataset.cell[rows])
+    assert torch.equal(batch.row, rows)
+    assert torch.equal(batch.x, site_features(batch.z, batch.oxidation, torch.float64))
+    expected = torch.stack([dataset.labels["gap"][rows], dataset.labels["energy"][rows]], dim=1)
+    torch.testing.assert_close(batch.y, expected, equal_nan=True)
+    assert "y" not in dataset.gather(rows)
+
+
+def test_batch_keeps_its_class_when_moved(dataset):
+    batch = dataset.gather(torch.tensor([1, 2])).to("cpu")
+    assert isinstance(batch, CrystalBatch)
+    assert batch.num_graphs == 2
+
+
+def test_missing_target_is_an_error_that_lists_the_columns(dataset):
+    with pytest.raises(ValueError, match=r"no target column 'nope'; its labels are 'energy', 'gap'"):
+        dataset.target("nope")
+    with pytest.raises(ValueError, match="no target column 'nope'"):
+        dataset.gather(torch.tensor([0]), targets=["nope"])
+
+
+def test_subset(dataset):
+    part = dataset.subset(torch.tensor([5, 1]))
+    assert part.ids.to_pylist() == ["c5", "c1"]
+    assert torch.equal(part.labels["energy"], dataset.labels["energy"][[5, 1]])
+    assert torch.equal(part.gather(torch.tensor([1])).pos, dataset.gather(torch.tensor([1])).pos)
+    assert part.formula(0) == dataset.formula(5)
+
+
+def test_structures_in_memory():
+    from ase import Atoms
+    from pymatgen.core import Lattice, Structure
+
+    conventional = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    atoms = Atoms("CsCl", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[4.1, 4.1, 4.1], pbc=True)
+    dataset = CrystalDataset.from_structures(
+        [conventional, atoms, Atoms("H2O")], ids=["salt", "cscl", "water"], labels={"gap": [5.0, np.nan, 1.0]}
+    )
+    assert dataset.ids.to_pylist() == ["salt", "cscl"]
+    assert dataset.num_sites.tolist() == [2, 2]
+    assert [dataset.formula(row) for row in (0, 1)] == ["NaCl", "CsCl"]
+    assert dataset.pos.dtype == dataset.cell.dtype == torch.float32
+    assert dataset.report.counts() == {"not periodic in three directions": 1}
+    assert "1 cells reduced to the primitive cell" in dataset.report.notes
+    torch.testing.assert_close(torch.linalg.det(dataset.cell[0]).abs(), torch.tensor(5.6**3 / 4))
+    torch.testing.assert_close(dataset.target("gap"), torch.tensor([5.0, np.nan], dtype=torch.float64), equal_nan=True)
+
+
+def test_labels_of_another_length_are_an_error():
+    with pytest.raises(ValueError, match="gap has 2 entries for 1 structures"):
+        CrystalDataset.from_structures([{}], labels={"gap": [1.0, 2.0]})
+
+
+def test_oxidation_must_be_a_known_choice(lay_out):
+    from pyg_dim.data.report import ImportReport
+
+    with pytest.raises(ValueError, match="'zero' or 'guess', not 'magic'"):
+        CrystalDataset.from_raw(lay_out([([1], [[0.0] * 3], 3 * np.eye(3))]), ImportReport("t", 1), oxidation="magic")

@@ -1,0 +1,162 @@
+import gzip
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_dim.data.graphs import DenseSupercell
+from pyg_dim.data.supercell import nearly_cubic
+
+
+def rows(batch):
+    """Lengths of the edges of each site, sorted: [N] lists."""
+    width = torch.bincount(batch.edge_index[1], minlength=batch.num_nodes).tolist()
+    return [part.sort().values for part in batch.edge_dist.split(width)]
+
+
+def everything(dataset):
+    return DenseSupercell()(dataset.gather(torch.arange(len(dataset))))
+
+
+def test_each_site_sees_every_site_of_its_supercell(dataset):
+    batch = everything(dataset)
+    sizes = dataset.num_sites
+    images = nearly_cubic(dataset.cell, sizes, 50).diagonal(dim1=1, dim2=2).prod(1)
+    assert batch.edge_index.shape == (2, int((sizes**2 * images).sum()))
+    source, target = batch.edge_index
+    assert (target.diff() >= 0).all()
+    assert torch.equal(batch.batch[source], batch.batch[target])
+    for site in range(batch.num_nodes):
+        crystal = int(batch.batch[site])
+        expected = torch.arange(int(batch.ptr[crystal]), int(batch.ptr[crystal + 1])).repeat_interleave(images[crystal])
+        assert torch.equal(source[target == site], expected)
+
+
+def test_each_site_meets_itself_once_at_distance_zero(dataset):
+    batch = everything(dataset)
+    own = (batch.edge_index[0] == batch.edge_index[1]) & (batch.edge_shift == 0).all(1)
+    assert batch.edge_index[1][own].tolist() == list(range(batch.num_nodes))
+    assert (batch.edge_dist[own] == 0).all()
+    assert (batch.edge_dist[~own] > 0).all()
+
+
+def test_shifts_lead_to_the_distances(dataset):
+    batch = everything(dataset)
+    source, target = batch.edge_index
+    translation = (batch.edge_shift.double().unsqueeze(1) @ batch.cell[batch.batch[target]]).squeeze(1)
+    length = (batch.pos[source] + translation - batch.pos[target]).norm(dim=1)
+    torch.testing.assert_close(length, batch.edge_dist, rtol=0, atol=1e-9)
+
+
+def test_the_images_of_a_column_are_different_sites_of_the_supercell(dataset):
+    batch = everything(dataset)
+    supercell = nearly_cubic(dataset.cell, dataset.num_sites, 50).double()
+    crystal = batch.batch[batch.edge_index[1]]
+    fraction = (batch.edge_shift.double().unsqueeze(1) @ torch.linalg.inv(supercell)[crystal]).squeeze(1)
+    site = torch.round((fraction - torch.floor(fraction + 1e-9)) * 1000).long()
+    columns = torch.cat([batch.edge_index.T, site], dim=1)
+    assert len(torch.unique(columns, dim=0)) == len(columns)
+
+
+def test_distances_agree_with_pymatgen(dataset):
+    from pymatgen.core import Lattice, Structure
+
+    batch = everything(dataset)
+    ours = rows(batch)
+    supercells = nearly_cubic(dataset.cell, dataset.num_sites, 50)
+    for crystal in range(len(dataset)):
+        sites = slice(int(batch.ptr[crystal]), int(batch.ptr[crystal + 1]))
+        structure = Structure(
+            Lattice(dataset.cell[crystal].numpy()),
+            dataset.z[sites].tolist(),
+            batch.pos[sites].numpy(),
+            coords_are_cartesian=True,
+        )
+        structure.make_supercell(supercells[crystal].tolist())
+        images = int(supercells[crystal].diagonal().prod())
+        reference = np.sort(structure.distance_matrix[::images], axis=1)
+        np.testing.assert_allclose(torch.stack(ours[sites]), reference, rtol=0, atol=1e-9)
+
+
+def test_distances_of_the_original_program(shared, make_dataset):
+    fixture = np.load(shared("fixtures/sitenet_dim.npz"))
+    entries = json.loads(gzip.decompress(shared("data/matbench_phonons.json.gz").read_bytes()))["data"]
+    from pyg_dim.data.structures import sites_of
+
+    # The entries of the fixture are known by formula, size and species in order.
+    first = fixture["in/batch_csr"]
+    numbers = [fixture["in/atomic_numbers"][a:b].tolist() for a, b in pairwise(first)]
+    found = {}
+    for structure, _ in entries[:100]:
+        crystal = sites_of(structure)
+        if crystal[0].tolist() in numbers:
+            found.setdefault(numbers.index(crystal[0].tolist()), crystal)
+    assert sorted(found) == list(range(8))
+
+    batch = everything(make_dataset([found[k] for k in range(8)]))
+    width = torch.bincount(batch.edge_index[1])
+    for site, length in enumerate(batch.edge_dist.split(width.tolist())):
+        crystal = int(fixture["in/batch_coo"][site])
+        images, size = int(fixture["in/images"][crystal]), int(fixture["in/prim_size"][crystal])
+        assert len(length) == images * size
+        reference = torch.from_numpy(fixture["in/distances"][site, : images * size, 0])
+        # Columns of one source site are its images, in any order; the original numbers went through single precision.
+        ours = length.view(size, images).sort(dim=1).values
+        torch.testing.assert_close(ours, reference.view(size, images).sort(dim=1).values, rtol=1e-7, atol=1e-6)
+
+
+def test_batched_equals_one_by_one(dataset):
+    together = everything(dataset)
+    edge = site = 0
+    for row in range(len(dataset)):
+        alone = DenseSupercell()(dataset.gather(torch.tensor([row])))
+        n = alone.edge_dist.numel()
+        assert torch.equal(together.edge_index[:, edge : edge + n] - site, alone.edge_index)
+        assert torch.equal(together.edge_shift[edge : edge + n], alone.edge_shift)
+        torch.testing.assert_close(together.edge_dist[edge : edge + n], alone.edge_dist, rtol=0, atol=1e-12)
+        edge, site = edge + n, site + alone.num_nodes
+
+
+def transformed(crystal, rng, random_rotation, change):
+    z, pos, cell = crystal
+    if change == "rotation":
+        rotation = random_rotation(rng)
+        return (z, pos @ rotation, cell @ rotation), np.arange(len(z))
+    if change == "origin":
+        return (z, pos + rng.normal(size=3) * 5, cell), np.arange(len(z))
+    if change == "images":
+        return (z, pos + rng.integers(-3, 4, (len(z), 3)) @ cell, cell), np.arange(len(z))
+    order = rng.permutation(len(z))
+    return (z[order], pos[order], cell), order
+
+
+@pytest.mark.parametrize("change", ["rotation", "origin", "images", "order"])
+def test_distances_do_not_depend_on_the_description(
+    change, make_dataset, random_crystal, symmetric_crystal, random_rotation
+):
+    rng = np.random.default_rng(5)
+    for crystal in (symmetric_crystal, random_crystal(rng, 5), random_crystal(rng, 9, spread=0.9)):
+        other, order = transformed(crystal, rng, random_rotation, change)
+        before, after = rows(everything(make_dataset([crystal]))), rows(everything(make_dataset([other])))
+        for new, old in enumerate(order):
+            torch.testing.assert_close(after[new], before[old], rtol=0, atol=1e-9)
+
+
+def test_single_precision_keeps_type_and_accuracy(dataset):
+    double = everything(dataset)
+    single = DenseSupercell()(
+        dataset.gather(torch.arange(len(dataset))).to("cpu").apply(lambda t: t.float() if t.is_floating_point() else t)
+    )
+    assert single.edge_dist.dtype == torch.float32
+    assert single.edge_index.dtype == single.edge_shift.dtype == torch.int64
+    torch.testing.assert_close(single.edge_dist.double(), double.edge_dist, rtol=0, atol=1e-5)
+
+
+def test_limit_on_sites(dataset):
+    batch = DenseSupercell(max_sites=1)(dataset.gather(torch.arange(len(dataset))))
+    assert batch.edge_dist.numel() == int((dataset.num_sites**2).sum())
+    assert repr(DenseSupercell(7)) == "DenseSupercell(max_sites=7)"
+    with pytest.raises(ValueError, match="max_sites"):
+        DenseSupercell(0)

@@ -1,0 +1,99 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_dim.data import CrystalLoader, DenseSupercell
+
+
+@pytest.fixture
+def crystals(make_dataset, random_crystal):
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 13, 60)
+    return make_dataset([random_crystal(rng, int(n)) for n in sizes], {"energy": rng.normal(size=60)})
+
+
+def rows_of(loader):
+    return [batch.row.tolist() for batch in loader]
+
+
+def test_every_crystal_once_within_the_budget(crystals):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, targets=["energy"])
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    assert sorted(itertools.chain.from_iterable(batch.row.tolist() for batch in batches)) == list(range(60))
+    for batch, following in itertools.pairwise(batches):
+        assert batch.num_nodes <= 40
+        # Filled: the first crystal of the next batch would not have fitted.
+        assert batch.num_nodes + int(crystals.num_sites[following.row[0]]) > 40
+        assert batch.y.shape == (batch.num_graphs, 1)
+        assert torch.equal(batch.y[:, 0], crystals.labels["energy"][batch.row])
+        assert batch.edge_dist.numel() == batch.edge_index.shape[1] > 0
+        assert batch.x.shape == (batch.num_nodes, 9)
+
+
+def test_a_crystal_above_the_budget_makes_a_batch_of_its_own(crystals):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=5)
+    seen = [(batch.num_graphs, batch.num_nodes) for batch in loader]
+    assert sum(graphs for graphs, _ in seen) == 60
+    assert all(nodes <= 5 or graphs == 1 for graphs, nodes in seen)
+
+
+def test_order_is_reproducible_and_changes_with_seed_and_epoch(crystals):
+    def order(seed, epoch):
+        loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, seed=seed)
+        loader.set_epoch(epoch)
+        return rows_of(loader)
+
+    assert order(1, 2) == order(1, 2)
+    orders = [order(seed, epoch) for seed in (0, 1, 2) for epoch in (0, 1, 2)]
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_without_shuffling_the_order_is_that_of_the_data_set(crystals):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, shuffle=False)
+    assert list(itertools.chain.from_iterable(rows_of(loader))) == list(range(60))
+    loader.set_epoch(5)
+    assert list(itertools.chain.from_iterable(rows_of(loader))) == list(range(60))
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_processes_share_the_batches_evenly(crystals, monkeypatch, size):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40)
+    whole = rows_of(loader)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: size)
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(rows_of(loader))
+        assert len(shares[-1]) == len(loader)
+    assert len({len(share) for share in shares}) == 1
+    together = list(itertools.chain.from_iterable(shares))
+    assert all(batch in together for batch in whole)
+    # No more repetition than needed for equal shares.
+    assert len(together) - len(whole) < size
+
+
+def test_leaving_early_and_starting_again(crystals):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40)
+    first = next(iter(loader))
+    assert torch.equal(first.row, next(iter(loader)).row)
+
+
+def test_an_error_while_building_reaches_the_caller(crystals):
+    def broken(batch):
+        raise RuntimeError("no graph")
+
+    with pytest.raises(RuntimeError, match="no graph"):
+        list(CrystalLoader(crystals, broken))
+
+
+def test_bad_arguments(crystals):
+    with pytest.raises(ValueError, match="no target column 'gap'"):
+        CrystalLoader(crystals, DenseSupercell(), targets=["gap"])
+    with pytest.raises(ValueError, match="batch_sites"):
+        CrystalLoader(crystals, DenseSupercell(), batch_sites=0)
+    with pytest.raises(ValueError, match="empty"):
+        CrystalLoader(crystals.subset(torch.tensor([], dtype=torch.long)), DenseSupercell())
