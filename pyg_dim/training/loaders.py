@@ -65,6 +65,6 @@ class CrystalData(LightningDataModule):
         assert self.trainer is not None  # noqa: S101 - set by Lightning before it asks for batches
         return EpochBatches(self.train, self.trainer.current_epoch)
 
-    def val_dataloader(self) -> CrystalLoader | list[CrystalLoader]:
-        """Batches to validate on."""
-        return [] if self.val is None else self.val
+    def val_dataloader(self) -> CrystalLoader | None:
+        """Batches to validate on; not asked for where there are none (``limit_val_batches=0``)."""
+        return self.val

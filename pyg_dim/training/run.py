@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pyg_dim import models
@@ -74,6 +75,8 @@ def train(options: TrainOptions) -> RunResult:
     if options.resume is not None:
         require_same_data(options.resume, about_data)
     encoder, untrained = prepare_encoder(options)
+    # From here on with the options of the architecture that were left to their defaults.
+    options = replace(options, encoder=dict(encoder.config))
     objective = prepare_objective(options, encoder, data)
     module = TrainingModule(
         objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
@@ -99,6 +102,7 @@ def train(options: TrainOptions) -> RunResult:
         default_root_dir=directory,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
+        limit_val_batches=0.0 if loaders.val is None else 1.0,
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
@@ -122,7 +126,7 @@ def train(options: TrainOptions) -> RunResult:
         summary = _summarise(options, data, module, untrained, metrics, directory, device)
         if summary is not None:
             metrics |= probe_metrics(summary)
-        _log_final(logger, options, data, metrics, trainer.global_step)
+        _log_final(directory, options, data, metrics, trainer.global_step)
         _logger.info("saved in %s; see it with: tensorboard --logdir %s", directory, directory.parent)
     return RunResult(directory, metrics, summary)
 
@@ -218,19 +222,15 @@ def _summarise(
     )
 
 
-def _log_final(
-    logger: TensorBoardLogger, options: TrainOptions, data: RunData, metrics: dict[str, float], step: int
-) -> None:
+def _log_final(directory: Path, options: TrainOptions, data: RunData, metrics: dict[str, float], step: int) -> None:
     """Log probe errors, and the options with all final metrics for the HParams page."""
-    writer = logger.experiment
-    probes = {name: value for name, value in metrics.items() if name.startswith("probe/")}
-    for name, value in probes.items():
-        writer.add_scalar(name, value, step)
-    # The page takes the last value of each tag from the curves, which are in this folder already.
-    for part in hparams(_flat(options.to_dict()) | {"crystals": len(data.dataset)}, _without_detail(metrics)):
-        writer.file_writer.add_summary(part)
-    writer.flush()
-    writer.close()
+    with SummaryWriter(str(directory)) as writer:
+        for name, value in metrics.items():
+            if name.startswith("probe/"):
+                writer.add_scalar(name, value, step)
+        # The page takes the last value of each tag from the curves, which are in this folder already.
+        for part in hparams(_flat(options.to_dict()) | {"crystals": len(data.dataset)}, _without_detail(metrics)):
+            writer.file_writer.add_summary(part)
 
 
 def _without_detail(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyg_dim import models
+from pyg_dim.data import CrystalLoader, load_dataset
+from pyg_dim.training.checkpoints import SECTION, load_encoder, read_checkpoint
+from pyg_dim.training.run import train
+
+
+class Command:
+    """What a hostile pickle does when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+class OtherNet(models.SiteNet):
+    name = "othernet"
+
+
+@pytest.fixture
+def checkpoint(options):
+    return train(options(epochs=1, val_fraction=0.0)).directory / "last.ckpt"
+
+
+def test_it_holds_plain_values_and_tensors_only(checkpoint, options):
+    about = torch.load(checkpoint, weights_only=True)[SECTION]
+    assert about["model"] == "sitenet"
+    assert about["options"]["lr"] == options().lr
+    assert about["encoder"]["site_channels"] == 8
+    assert about["data"]["crystals"] == 60
+    assert about["data"]["source"] == options().data
+    models.build(about["model"], **about["encoder"])
+
+
+def test_an_encoder_comes_back_as_it_was_trained(checkpoint, options):
+    encoder = load_encoder(checkpoint)
+    assert not encoder.training
+    again = load_encoder(str(checkpoint))
+    batch = next(iter(CrystalLoader(load_dataset(options().data), encoder.graph, shuffle=False)))
+    with torch.no_grad():
+        vectors = encoder(batch)
+        assert vectors.shape == (60, 8)
+        assert torch.equal(vectors, again(batch))
+        assert not torch.allclose(vectors, models.build("sitenet", **encoder.config).eval()(batch))
+
+
+def test_another_architecture_is_named_with_this_one(checkpoint, options, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "othernet", OtherNet)
+    for name in ("init", "resume"):
+        with pytest.raises(
+            ValueError, match=r"last\.ckpt holds a sitenet encoder.*train othernet: use --model sitenet"
+        ):
+            train(options(model="othernet", **{name: str(checkpoint)}))
+
+
+def test_another_shape_is_named(checkpoint, options):
+    wide = options().encoder | {"local_channels": 16}
+    with pytest.raises(ValueError, match="another shape: local_channels is 8 there and 16 here"):
+        train(options(encoder=wide, init=str(checkpoint)))
+
+
+def test_a_model_that_is_not_known_here_is_named(checkpoint, tmp_path):
+    contents = torch.load(checkpoint, weights_only=True)
+    contents[SECTION]["model"] = "futurenet"
+    torch.save(contents, tmp_path / "future.ckpt")
+    with pytest.raises(ValueError, match="unknown model 'futurenet'; known: sitenet"):
+        load_encoder(tmp_path / "future.ckpt")
+
+
+def test_a_later_format_is_refused(checkpoint, tmp_path):
+    contents = torch.load(checkpoint, weights_only=True)
+    contents[SECTION]["format"] = 99
+    torch.save(contents, tmp_path / "later.ckpt")
+    with pytest.raises(ValueError, match="checkpoint format 99.*upgrade"):
+        read_checkpoint(tmp_path / "later.ckpt")
+
+
+def test_missing_files_and_folders_are_named(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.ckpt"):
+        load_encoder(tmp_path / "none.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"is a folder; give a checkpoint file: .*last\.ckpt"):
+        load_encoder(checkpoint.parent)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_named(checkpoint, tmp_path, share):
+    whole = checkpoint.read_bytes()
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"broken\.ckpt is not a readable checkpoint"):
+        read_checkpoint(broken)
+
+
+def test_foreign_files_are_named_and_run_no_code(tmp_path):
+    (tmp_path / "text.ckpt").write_text("model: sitenet\n")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Command(tmp_path / "written")))
+    torch.save({"x": Command(tmp_path / "written")}, tmp_path / "hostile.ckpt")
+    for name in ("text", "pickle", "hostile"):
+        with pytest.raises(ValueError, match=rf"{name}\.ckpt is not a readable checkpoint"):
+            read_checkpoint(tmp_path / f"{name}.ckpt")
+    assert not (tmp_path / "written").exists()
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt is a PyTorch file but no checkpoint of a pyg_dim run"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_writing_replaces_the_file_as_a_whole(options, monkeypatch):
+    chosen = options(epochs=1, val_fraction=0.0)
+    path = train(chosen).directory / "last.ckpt"
+    before = path.read_bytes()
+    original = torch.save
+
+    def disk_full(contents, file, *arguments):
+        original(contents, file, *arguments)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", disk_full)
+        with pytest.raises(OSError, match="no space"):
+            train(replace(chosen, epochs=2, resume=str(path)))
+    assert path.read_bytes() == before

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pyg_dim.models import build
+from pyg_dim.training.callbacks import Interrupted
+from pyg_dim.training.checkpoints import load_encoder, read_checkpoint
+from pyg_dim.training.module import TrainingModule
+from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.run import train
+
+
+def parameters(path):
+    return read_checkpoint(path)["state_dict"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupt_at(monkeypatch, step, signum=signal.SIGINT):
+    """Raise a signal in the given training step of the process, counted from 0."""
+    original, seen = TrainingModule.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        seen.append(batch_idx)
+        if len(seen) == step + 1:
+            signal.raise_signal(signum)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    return seen
+
+
+def test_a_run_leaves_checkpoints_options_events_and_a_summary(options):
+    chosen = options()
+    result = train(chosen)
+    assert result.directory == Path(chosen.logdir) / "sitenet-deep-infomax-binaries-1"
+    names = {path.name for path in result.directory.iterdir()}
+    assert {"last.ckpt", "best.ckpt", "summary.csv", "summary.md", "hparams.yaml"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    written = TrainOptions.from_dict(yaml.safe_load((result.directory / "hparams.yaml").read_text()))
+    assert written == replace(chosen, encoder=build("sitenet", **chosen.encoder).config)
+    assert isinstance(result.summary, pd.DataFrame)
+    assert set(result.summary["section"]) == {"loss", "probe"}
+    assert all(
+        math.isfinite(result.metrics[f"{part}/js/{level}"])
+        for part in ("train", "val")
+        for level in ("local", "global")
+    )
+    assert any(name.startswith("probe/energy") for name in result.metrics)
+
+
+def test_a_second_run_gets_the_next_number_and_a_name_is_not_reused(options):
+    chosen = options(epochs=1, val_fraction=0.0)
+    assert train(chosen).directory.name.endswith("-1")
+    assert train(chosen).directory.name.endswith("-2")
+    named = replace(chosen, name="mine")
+    assert train(named).directory == Path(chosen.logdir) / "mine"
+    with pytest.raises(ValueError, match=r"holds a run already.*--resume .*mine/last\.ckpt"):
+        train(named)
+
+
+def test_tags_are_those_of_every_architecture(options):
+    events = EventAccumulator(str(train(options()).directory), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    for part in ("train", "val"):
+        assert {f"{part}/{name}" for name in ("total", "js/local", "js/global", "kl/local", "kl/global")} <= scalars
+        assert f"detail/{part}/local_level/composition/coverage" in scalars
+    assert {"crystals_per_second", "representation/std_mean", "representation/collapsed_fraction"} <= scalars
+    assert any(name.startswith("probe/") for name in scalars)
+    assert len(events.Scalars("val/js/local")) == 2
+    baseline = events.Scalars("baseline/js")
+    assert [event.value for event in baseline] == pytest.approx([2 * math.log(2)] * 2)
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(events.summary_metadata)
+
+
+def test_final_metrics_stand_beside_the_options_without_a_false_point_in_a_curve(options):
+    result = train(options())
+    events = EventAccumulator(str(result.directory))
+    events.Reload()
+    from tensorboard.plugins.hparams import metadata
+
+    content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    assert {"lr", "seed", "encoder.heads", "crystals"} <= {info.name for info in experiment.hparam_infos}
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert {"val/js/local", "train/total"} <= metrics
+    curve = [event.value for event in events.Scalars("val/js/local")]
+    assert len(curve) == 2
+    assert curve[-1] == pytest.approx(result.metrics["val/js/local"])
+
+
+def test_a_seed_decides_everything(options):
+    first, again = train(options(name="first")), train(options(name="again"))
+    other = train(options(name="other", seed=1))
+    state = parameters(first.directory / "last.ckpt")
+    assert same(state, parameters(again.directory / "last.ckpt"))
+    assert not same(state, parameters(other.directory / "last.ckpt"))
+    assert first.metrics["val/total"] == again.metrics["val/total"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(options):
+    whole = train(options(name="whole", epochs=3))
+    half = options(name="half", epochs=1)
+    checkpoint = train(half).directory / "last.ckpt"
+    resumed = train(replace(half, epochs=3, resume=str(checkpoint)))
+    assert resumed.directory == checkpoint.parent
+    assert same(parameters(whole.directory / "last.ckpt"), parameters(checkpoint))
+    assert resumed.metrics["val/js/local"] == whole.metrics["val/js/local"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_epoch_is_taken_up_where_it_was_left(options, monkeypatch, signum):
+    whole = train(options(name="whole"))
+    stopped = options(name="stopped")
+    with monkeypatch.context() as patch:
+        steps = interrupt_at(patch, 5, signum)
+        with pytest.raises(Interrupted) as stop:
+            train(stopped)
+    assert stop.value.signum == signum
+    assert stop.value.checkpoint == Path(stopped.logdir) / "stopped" / "last.ckpt"
+    # Epochs have more than one step, and the sixth is within the second one.
+    assert 0 < steps[-1] < max(steps)
+    with monkeypatch.context() as patch:
+        rest = interrupt_at(patch, 99)
+        train(replace(stopped, resume=str(stop.value.checkpoint)))
+    assert rest[0] == steps[-1] + 1
+    assert same(parameters(whole.directory / "last.ckpt"), parameters(stop.value.checkpoint))
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_checkpoint(options, monkeypatch):
+    steps = interrupt_at(monkeypatch, 10**9)
+    whole = train(options(name="whole"))
+    last = max(steps)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, last)
+        with pytest.raises(Interrupted):
+            train(options(name="stopped"))
+    checkpoint = Path(options().logdir) / "stopped" / "last.ckpt"
+    train(options(name="stopped", resume=str(checkpoint)))
+    assert same(parameters(whole.directory / "last.ckpt"), parameters(checkpoint))
+
+
+def test_handlers_of_signals_are_put_back(options):
+    before = signal.getsignal(signal.SIGINT)
+    train(options(epochs=1, val_fraction=0.0))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_data_set_cannot_be_resumed(options):
+    chosen = options(epochs=1, val_fraction=0.0)
+    checkpoint = train(chosen).directory / "last.ckpt"
+    with pytest.raises(ValueError, match=r"was trained on 60 crystals of .* now gives 30.*--init"):
+        train(replace(chosen, limit=30, resume=str(checkpoint)))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(options, monkeypatch):
+    original = TrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if self.current_epoch == 1 else loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    with pytest.raises(FloatingPointError, match=r"not a finite number in epoch 2.*--lr.*earlier epochs are kept"):
+        train(options(name="bad", epochs=3))
+    state = parameters(Path(options().logdir) / "bad" / "last.ckpt")
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_supervised_training_starts_from_a_pretrained_encoder_and_predicts(options):
+    pretrained = train(options()).directory / "last.ckpt"
+    chosen = options(objective="supervised", target="energy", init=str(pretrained), epochs=40, lr=3e-3)
+    result = train(chosen)
+    labels = pd.read_parquet(chosen.data)["energy"].dropna()
+    spread = (labels - labels.mean()).abs().mean()
+    assert result.metrics["train/mae/energy"] < 0.6 * spread
+    assert "val/mae/energy" in result.metrics
+    assert "train/js/local" not in result.metrics
+    state = parameters(result.directory / "last.ckpt")
+    assert state["objective.mean"].item() == pytest.approx(labels.mean(), abs=3)
+    load_encoder(result.directory / "best.ckpt")
+
+
+def test_initial_parameters_are_those_of_the_checkpoint(options):
+    pretrained = train(options()).directory / "last.ckpt"
+    # A learning rate that changes nothing shows what the run started from.
+    result = train(options(init=str(pretrained), lr=1e-30, weight_decay=0.0, epochs=1))
+    assert same(load_encoder(pretrained).state_dict(), load_encoder(result.directory / "last.ckpt").state_dict())
+
+
+def test_crystals_without_a_label_are_left_out_of_supervised_training(options):
+    result = train(options(objective="supervised", target="rare", epochs=1))
+    about = read_checkpoint(result.directory / "last.ckpt")["pyg_dim"]
+    assert about["data"]["crystals"] == 20
+    assert about["options"]["target"] == "rare"
+
+
+def test_unknown_and_empty_targets_are_named(options):
+    with pytest.raises(ValueError, match="no target column 'enrgy'.*'energy', 'rare'"):
+        train(options(objective="supervised", target="enrgy"))
+    with pytest.raises(ValueError, match="no crystal with a label in empty"):
+        train(options(objective="supervised", target="empty"))
+
+
+def test_without_a_validation_part_there_is_no_comparison(options):
+    result = train(options(val_fraction=0.0))
+    assert result.summary is None
+    assert not any(name.startswith("val/") for name in result.metrics)
+    assert (result.directory / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16"])
+def test_other_precisions_train(options, precision):
+    result = train(options(precision=precision))
+    assert math.isfinite(result.metrics["val/total"])
+    encoder = load_encoder(result.directory / "last.ckpt")
+    assert next(encoder.parameters()).dtype == (torch.float64 if precision == "64" else torch.float32)
