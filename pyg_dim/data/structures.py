@@ -128,6 +128,9 @@ def collect(
 
     Returns:
         The usable crystals.
+
+    Raises:
+        ValueError: there is none; the message holds the report.
     """
     ids, kept, found, reduced = [], [], [], 0
     for row, (name, structure) in enumerate(crystals):

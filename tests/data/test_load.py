@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -36,3 +39,19 @@ def test_a_wrong_source_is_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "x.xyz").write_text("")
     with pytest.raises(ValueError, match=r"x\.xyz: unknown format; known are \.parquet"):
         load_dataset(tmp_path / "x.xyz")
+
+
+def test_reading_parquet_needs_no_structure_library(tmp_path, dataset):
+    dataset.to_parquet(tmp_path / "t.parquet")
+    program = (
+        "import sys\n"
+        "from pyg_dim.data import CrystalLoader, DenseSupercell, load_dataset, split\n"
+        "dataset = load_dataset(sys.argv[1])\n"
+        "batch = next(iter(CrystalLoader(dataset.subset(split(dataset)[0]), DenseSupercell())))\n"
+        "assert batch.edge_dist.numel()\n"
+        "found = {'pymatgen', 'ase', 'spglib', 'lightning', 'matplotlib'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "t.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
+    assert done.returncode == 0, done.stderr
