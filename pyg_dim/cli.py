@@ -200,7 +200,7 @@ def _show_log() -> None:
     if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
         package.addHandler(_LogHandler())
     package.propagate = False
-    package.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.CRITICAL)
+    package.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.CRITICAL)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

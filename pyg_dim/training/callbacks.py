@@ -105,32 +105,44 @@ class Progress(TQDMProgressBar):
     The bar is shown on terminals only; the line is logged and so reaches files as well.
     """
 
+    REDRAW_AFTER: Final = 0.5
+    """Seconds between two drawings: each reads the losses and so waits for the device."""
+
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 0)
-        self._start = 0.0
+        self._start: float | None = None
+        self._drawn = 0.0
         self._crystals = 0
         self._speed = 0.0
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
-        """Means of the epoch so far; asked for when the bar is drawn, so that steps in between need not wait."""
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Means of the epoch so far."""
         assert isinstance(pl_module, TrainingModule)  # noqa: S101
         return {**_short(_headline(pl_module.train_meter.means())), "crystals/s": f"{self._speed:.0f}"}
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Start the clock."""
         super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
         self._start, self._crystals = time.perf_counter(), 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Start the clock of an epoch that is taken up in its middle, which has no start of its own."""
+        if self._start is None:
+            self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CrystalBatch, batch_idx: int
     ) -> None:
         """Count crystals."""
-        if not self._crystals:
-            # A run that resumes within an epoch does not start it.
-            self._start = self._start or time.perf_counter()
+        now = time.perf_counter()
         self._crystals += batch.num_graphs * trainer.world_size
-        self._speed = self._crystals / max(time.perf_counter() - self._start, 1e-9)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._speed = self._crystals / max(now - (self._start or now), 1e-9)
+        if now - self._drawn > self.REDRAW_AFTER or trainer.is_last_batch:
+            self._drawn = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the speed and write the line of the epoch."""

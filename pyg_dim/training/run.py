@@ -137,7 +137,7 @@ def _directory(options: TrainOptions) -> Path:
         return Path(options.resume).parent
     logdir = Path(options.logdir)
     if options.name is not None:
-        if (logdir / options.name / LAST).exists() and rank_zero_only.rank == 0:
+        if (logdir / options.name / LAST).exists() and getattr(rank_zero_only, "rank", 0) == 0:
             raise ValueError(
                 f"{logdir / options.name} holds a run already: choose another --name, or continue it with "
                 f"--resume {logdir / options.name / LAST}"

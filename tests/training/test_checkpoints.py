@@ -80,7 +80,7 @@ def test_a_later_format_is_refused(checkpoint, tmp_path):
     contents = torch.load(checkpoint, weights_only=True)
     contents[SECTION]["format"] = 99
     torch.save(contents, tmp_path / "later.ckpt")
-    with pytest.raises(ValueError, match="checkpoint format 99.*upgrade"):
+    with pytest.raises(ValueError, match=r"checkpoint format 99.*upgrade"):
         read_checkpoint(tmp_path / "later.ckpt")
 
 

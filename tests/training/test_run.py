@@ -209,7 +209,7 @@ def test_crystals_without_a_label_are_left_out_of_supervised_training(options):
 
 
 def test_unknown_and_empty_targets_are_named(options):
-    with pytest.raises(ValueError, match="no target column 'enrgy'.*'energy', 'rare'"):
+    with pytest.raises(ValueError, match=r"no target column 'enrgy'.*'energy', 'rare'"):
         train(options(objective="supervised", target="enrgy"))
     with pytest.raises(ValueError, match="no crystal with a label in empty"):
         train(options(objective="supervised", target="empty"))
