@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -52,10 +53,13 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except Interrupted as stop:
         _show_interruption(stop, prog or "pyg-dim train")
         return INTERRUPTED + stop.signum
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED + signal.SIGINT
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
-        _complain(error)
+        _complain(f"error: {error}")
         return 1
 
 
@@ -200,7 +204,7 @@ def _show_log() -> None:
     if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
         package.addHandler(_LogHandler())
     package.propagate = False
-    package.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.CRITICAL)
+    package.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.CRITICAL)  # type: ignore[attr-defined]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -211,8 +215,8 @@ def _show_interruption(stop: Interrupted, prog: str) -> None:
 
 
 @rank_zero_only
-def _complain(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _is_ours(error: BaseException) -> bool:

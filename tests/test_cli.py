@@ -190,6 +190,15 @@ def test_unexpected_errors_keep_their_traceback(arguments, monkeypatch):
             main(arguments)
 
 
+def test_ctrl_c_outside_of_training_is_no_traceback(arguments, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_resuming_takes_the_options_of_the_run(arguments, capsys, tmp_path):
     assert main([*arguments, "--seed=5"]) == 0
     last = tmp_path / "runs" / "run" / "last.ckpt"

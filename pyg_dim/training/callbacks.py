@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.training.meter import COVERAGE
@@ -66,7 +68,9 @@ class StopOnSignal(Callback):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
-        _logger.warning("stopping after this step; once more to quit at once")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            # Not logged: a signal may come in the middle of a write to the same stream.
+            os.write(2, b"\nstopping after this step; once more to quit at once\n")
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

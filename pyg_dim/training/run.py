@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,7 @@ def train(options: TrainOptions) -> RunResult:
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
-        # A step may leave parameters without gradient: a supervised one the critics.
-        strategy=DDPStrategy(find_unused_parameters=True) if options.devices > 1 else "auto",
+        strategy=_strategy(options),
         precision=_PRECISIONS[options.precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
         logger=logger,
@@ -109,7 +109,8 @@ def train(options: TrainOptions) -> RunResult:
     with stop, warnings.catch_warnings():
         # Means are logged once an epoch, not every so many steps; loaders have a thread of their own.
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        # What only the first process logs is of the first process only.
+        warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -131,23 +132,38 @@ def train(options: TrainOptions) -> RunResult:
     return RunResult(directory, metrics, summary)
 
 
+def _strategy(options: TrainOptions) -> DDPStrategy | str:
+    if options.devices == 1:
+        return "auto"
+    # Labels leave the critics of an encoder without gradient.
+    return DDPStrategy(find_unused_parameters=options.objective == "supervised")
+
+
 def _directory(options: TrainOptions) -> Path:
     """Folder of the run: that of the checkpoint to resume, or a new one with the first free number."""
     if options.resume is not None:
         return Path(options.resume).parent
     logdir = Path(options.logdir)
+    # Processes that Lightning starts beside the first one may arrive at another folder; only the first one writes.
+    writes = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if options.name is not None:
-        if (logdir / options.name / LAST).exists() and getattr(rank_zero_only, "rank", 0) == 0:
+        directory = logdir / options.name
+        if writes and (directory / LAST).exists():
             raise ValueError(
-                f"{logdir / options.name} holds a run already: choose another --name, or continue it with "
-                f"--resume {logdir / options.name / LAST}"
+                f"{directory} holds a run already: choose another --name, or --resume {directory / LAST}"
             )
-        return logdir / options.name
-    number = 1
-    while (logdir / f"{options.run_name}-{number}").exists():
-        number += 1
-    # Processes that Lightning starts later may arrive at another number; only the first one writes.
-    return logdir / f"{options.run_name}-{number}"
+        return directory
+    for number in count(1):
+        directory = logdir / f"{options.run_name}-{number}"
+        if not directory.exists():
+            if writes:
+                # Taken at once, so that a run that starts at the same time gets another number.
+                try:
+                    directory.mkdir(parents=True)
+                except FileExistsError:
+                    continue
+            break
+    return directory
 
 
 def _announce(options: TrainOptions, data: RunData, encoder: models.Encoder, directory: Path) -> None:
