@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyg_dim.evaluate.families import FAMILIES
@@ -46,7 +47,9 @@ def tsne_coordinates(vectors: Tensor, seed: int = 0) -> np.ndarray:
     # A collapsed representation has no principal axes to start from.
     start = "pca" if np.ptp(x, axis=0).max() > 0 else "random"
     perplexity = max(1.0, min(100.0, 0.05 * crystals))
-    return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(x)
+    # Its threads wait for each other a thousand times by spinning: where cores are shared, one thread is far faster.
+    with threadpool_limits(1):
+        return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(x)
 
 
 def tsne_figure(

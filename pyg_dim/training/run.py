@@ -69,8 +69,10 @@ def train(options: TrainOptions) -> RunResult:
         FloatingPointError: the loss or a parameter is no longer a number; checkpoints of earlier epochs are kept.
         Interrupted: Ctrl-C or SIGTERM; the run has been saved.
     """
-    if options.resume is not None:
-        require_model(options.model, read_checkpoint(options.resume), options.resume)
+    for path in (options.init, options.resume):
+        # Before the data are read, which may take a while.
+        if path is not None:
+            require_model(options.model, read_checkpoint(path), path)
     data = prepare_data(options)
     about_data = data.summary(options.data)
     if options.resume is not None:
@@ -149,9 +151,7 @@ def _directory(options: TrainOptions) -> Path:
     if options.name is not None:
         directory = logdir / options.name
         if writes and (directory / LAST).exists():
-            raise ValueError(
-                f"{directory} holds a run already: choose another --name, or --resume {directory / LAST}"
-            )
+            raise ValueError(f"{directory} holds a run already: choose another --name, or --resume {directory / LAST}")
         return directory
     for number in count(1):
         directory = logdir / f"{options.run_name}-{number}"
