@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from pyg_dim import __version__
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED + signal.SIGINT
+    except MisconfigurationException as error:
+        # Lightning's word for devices that are not there.
+        _complain(f"error: {error}")
+        return 1
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if not _is_ours(error):
             raise

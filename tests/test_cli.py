@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from pyg_dim import cli
@@ -173,8 +174,18 @@ def test_user_errors_are_one_line_and_exit_with_1(arguments, capsys, tmp_path):
     assert re.fullmatch(r"error: no such file.*none\.parquet.*", capsys.readouterr().err.strip())
     assert main([*arguments, "--init=none.ckpt"]) == 1
     assert capsys.readouterr().err.strip() == "error: no checkpoint at none.ckpt"
+    (tmp_path / "file").write_text("")
+    assert main([*arguments, f"--logdir={tmp_path / 'file'}"]) == 1
+    assert re.fullmatch(r"error: cannot make the folder .*choose --logdir", capsys.readouterr().err.strip())
     assert main(["train", "--epochs=0"]) == 1
     assert capsys.readouterr().err.strip() == "error: --epochs must be at least 1; got 0"
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_no_traceback(arguments, capsys):
+    flags = [flag for flag in arguments if not flag.startswith("--accelerator")]
+    assert main([*flags, "--accelerator=gpu"]) == 1
+    assert re.fullmatch(r"error: .*gpu.*", capsys.readouterr().err.strip(), re.DOTALL)
 
 
 def test_unexpected_errors_keep_their_traceback(arguments, monkeypatch):

@@ -70,9 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint: truncated, or another kind of file ({_first_line(error)})"
-        ) from error
+        raise ValueError(f"{path} is not a readable checkpoint: truncated, or another kind of file") from error
     if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
         raise ValueError(f"{path} is a PyTorch file but no checkpoint of a pyg_dim run: it has no {SECTION!r} section")
     if checkpoint[SECTION]["format"] > FORMAT:
@@ -153,7 +151,3 @@ def require_model(name: str, checkpoint: Mapping[str, Any], path: str | Path) ->
     theirs = checkpoint[SECTION]["model"]
     if theirs != name:
         raise ValueError(f"{path} holds a {theirs} encoder, but this run is to train {name}: use --model {theirs}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

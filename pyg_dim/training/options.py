@@ -94,6 +94,8 @@ class TrainOptions:
             raise ValueError(f"--seed must not be negative; got {self.seed}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction must lie in [0, 1); got {self.val_fraction}")
+        if unknown := [kind for kind in self.false_kinds if kind not in KINDS]:
+            raise ValueError(f"--kinds {','.join(unknown)}: unknown; known: {', '.join(KINDS)}")
         if self.objective == "supervised" and not self.targets:
             raise ValueError("--objective supervised needs --target COLUMN: a label column of the data")
         if self.init is not None and self.resume is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from dataclasses import dataclass, replace
@@ -69,17 +70,16 @@ def train(options: TrainOptions) -> RunResult:
         FloatingPointError: the loss or a parameter is no longer a number; checkpoints of earlier epochs are kept.
         Interrupted: Ctrl-C or SIGTERM; the run has been saved.
     """
-    for path in (options.init, options.resume):
-        # Before the data are read, which may take a while.
-        if path is not None:
-            require_model(options.model, read_checkpoint(path), path)
+    # What can be wrong is looked at before the data are read, which may take a while.
+    if options.resume is not None:
+        require_model(options.model, read_checkpoint(options.resume), options.resume)
+    encoder, untrained = prepare_encoder(options)
+    # From here on with the options of the architecture that were left to their defaults.
+    options = replace(options, encoder=dict(encoder.config))
     data = prepare_data(options)
     about_data = data.summary(options.data)
     if options.resume is not None:
         require_same_data(options.resume, about_data)
-    encoder, untrained = prepare_encoder(options)
-    # From here on with the options of the architecture that were left to their defaults.
-    options = replace(options, encoder=dict(encoder.config))
     objective = prepare_objective(options, encoder, data)
     module = TrainingModule(
         objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
@@ -146,23 +146,24 @@ def _directory(options: TrainOptions) -> Path:
     if options.resume is not None:
         return Path(options.resume).parent
     logdir = Path(options.logdir)
-    # Processes that Lightning starts beside the first one may arrive at another folder; only the first one writes.
-    writes = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if options.name is not None:
-        directory = logdir / options.name
-        if writes and (directory / LAST).exists():
-            raise ValueError(f"{directory} holds a run already: choose another --name, or --resume {directory / LAST}")
-        return directory
-    for number in count(1):
-        directory = logdir / f"{options.run_name}-{number}"
-        if not directory.exists():
-            if writes:
-                # Taken at once, so that a run that starts at the same time gets another number.
-                try:
-                    directory.mkdir(parents=True)
-                except FileExistsError:
-                    continue
-            break
+    directory = logdir / (options.name or f"{options.run_name}-1")
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return directory  # only the first process writes
+    if options.name is not None and (directory / LAST).exists():
+        raise ValueError(f"{directory} holds a run already: choose another --name, or --resume {directory / LAST}")
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        if options.name is not None:
+            directory.mkdir(exist_ok=True)
+            return directory
+        for number in count(1):
+            # Made at once, so that a run that starts at the same time gets another number.
+            directory = logdir / f"{options.run_name}-{number}"
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir()
+                break
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {directory} of the run: {error.strerror}; choose --logdir") from error
     return directory
 
 

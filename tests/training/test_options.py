@@ -16,6 +16,7 @@ from pyg_dim.training.options import TrainOptions, descriptions
         ({"lr": float("nan")}, "--lr must be positive"),
         ({"seed": -1}, "--seed must not be negative"),
         ({"val_fraction": 1.0}, r"--val-fraction must lie in \[0, 1\)"),
+        ({"kinds": "other,foo"}, "--kinds foo: unknown; known: other, composition"),
         ({"objective": "supervised"}, "needs --target COLUMN"),
         ({"init": "a.ckpt", "resume": "b.ckpt"}, "give one of them"),
     ],
