@@ -45,6 +45,12 @@ def _chain(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*(Block(i, o) for i, o in zip([in_channels, *widths], widths, strict=False)))
 
 
+def _first(chain: nn.Sequential) -> Block:
+    block = chain[0]
+    assert isinstance(block, Block)  # noqa: S101 - tells the type checker what a chain is made of
+    return block
+
+
 class PairAttention(nn.Module):
     r"""One attention block: sites gather what their pairs tell them.
 
@@ -101,12 +107,14 @@ class PairAttention(nn.Module):
         """
         chains = [chain for chain in (self.attention, self.value, self.pair) if chain is not None]
         # One product for the first layers of all networks, in the three parts of the concatenation.
-        weight = torch.cat([chain[0].linear.weight for chain in chains])
-        bias = torch.cat([chain[0].linear.bias for chain in chains])
+        weight = torch.cat([_first(chain).linear.weight for chain in chains])
+        bias = torch.cat([_first(chain).linear.bias for chain in chains])
         of_target, of_source, of_pair = weight.split([x.size(1), x.size(1), e.size(1)], dim=1)
         first = (x @ of_target.T + bias)[target] + (x @ of_source.T)[source] + e @ of_pair.T
-        firsts = first.split([chain[0].linear.out_features for chain in chains], dim=1)
-        attention, value, *pair = (chain[1:](chain[0].finish(part)) for chain, part in zip(chains, firsts, strict=True))
+        firsts = first.split([_first(chain).linear.out_features for chain in chains], dim=1)
+        attention, value, *pair = (
+            chain[1:](_first(chain).finish(part)) for chain, part in zip(chains, firsts, strict=True)
+        )
         logits = self.logits(attention)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         rows = target[:, None].expand_as(logits)

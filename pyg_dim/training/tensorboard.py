@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -19,6 +20,7 @@ from pyg_dim.evaluate.figures import FEWEST, tsne_figure
 from pyg_dim.evaluate.intrinsic import DENSITY, ELECTRONEGATIVITY, intrinsic_targets
 from pyg_dim.evaluate.report import UNITS
 from pyg_dim.evaluate.represent import represent
+from pyg_dim.models import Encoder
 
 MOST_CRYSTALS = 2000
 """Enough for statistics; the projector and t-SNE become slow, and no clearer, with more."""
@@ -61,7 +63,7 @@ class RepresentationMonitor(Callback):
         """Measure and log."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not trainer.is_global_zero:
             return
-        vectors, _ = represent(pl_module.encoder, self.loader)
+        vectors, _ = represent(cast(Encoder, pl_module.encoder), self.loader)
         spread, scalars = representation_statistics(vectors)
         for name, value in scalars.items():
             pl_module.log(f"representation/{name}", value, rank_zero_only=True)
@@ -104,7 +106,7 @@ class EmbeddingProjector(Callback):
         writers = _writers(trainer)
         if not trainer.is_global_zero or not writers:
             return
-        vectors, rows = represent(pl_module.encoder, self.loader)
+        vectors, rows = represent(cast(Encoder, pl_module.encoder), self.loader)
         finite = torch.isfinite(vectors).all(dim=1)
         if not finite.all():
             rank_zero_warn(f"{int((~finite).sum())} crystals are not shown: their representation is not finite")
