@@ -114,9 +114,26 @@ class Tape:
         hidden: Tensor,
         weight: Tensor | None,
     ) -> None:
-        """Note one call of a level; levels do this themselves."""
+        """Note one call of a level; levels do this themselves.
+
+        Args:
+            level: the level that is called.
+            z: [G, D] representations.
+            constituents: n constituents.
+            index: [n] group of each constituent.
+            hidden: [G, H] vectors that noise is read from.
+            weight: [n] weights of the constituents, or None.
+
+        Raises:
+            ValueError: the batch of the recording has another number of groups of that scope.
+        """
         name = self.names[level]
         scope, crystal, num_crystals = self._groups(level.scope, z.size(0))
+        if crystal is not None and crystal.numel() != z.size(0):
+            raise ValueError(
+                f"level {name!r} (scope {scope!r}) was given {z.size(0)} groups where the batch has {crystal.numel()}; "
+                "record the batch that the model is called with, or build the level with another scope"
+            )
         self.records.append(
             Record(
                 name, self._calls[name], level, z, constituents.detach(), index, weight, hidden,

@@ -136,6 +136,12 @@ def test_one_graph_other_means_other_groups() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_another_batch_than_that_of_the_pass() -> None:
+    level, batch = Level(3, 2, scope="crystal"), graphs()
+    with record(level, batch), pytest.raises(ValueError, match="given 4 groups where the batch has 5"):
+        level(torch.randn(4, 3), constituents=torch.randn(9, 2), index=torch.randint(4, (9,)))
+
+
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="wrap one of its aggregations with DIMPool"):
         record(nn.Linear(2, 2)).__enter__()
