@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 JS_BASELINE: Final = 2.0 * math.log(2.0)
-"""Jensen-Shannon loss of a critic that scores everything zero: 2 ln 2, the line to fall below."""
+"""2 ln 2, the Jensen-Shannon loss of a critic that scores everything zero. It is the line to fall below."""
 
 KLForm = Literal["log_variance", "paper"]
 KL_FORMS: Final = ("log_variance", "paper")

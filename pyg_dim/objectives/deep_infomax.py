@@ -137,7 +137,7 @@ class DeepInfoMax(nn.Module):
             generator: random numbers, on the device of the batch; seed it for the same false samples every time.
 
         Returns:
-            "total", a scalar with its gradient, and scalars for logs, see :meth:`~pyg_dim.tape.Tape.losses`. A kind
+            "total", a scalar with its gradient, and scalars for logs, see :meth:`pyg_dim.Tape.losses`. A kind
             that has no meaning at a level is not listed there.
         """
         with record(self.encoder, batch, isolate=self.isolate) as tape:
