@@ -34,7 +34,7 @@ class Record:
         weight: [n] weights >= 0 of the constituents, or None for equal ones.
         hidden: [G, H] vectors from which noise is read.
         scope: what a group is, where known: an edge, a site or a crystal.
-        crystal: [G] crystal of each group, or None where unknown or where there is one crystal only.
+        crystal: [G] crystal of each group, or None where unknown.
         num_crystals: number of crystals of the batch, 0 where unknown.
         training: whether the level was in training mode: only then its representations get noise.
     """

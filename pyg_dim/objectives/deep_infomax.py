@@ -139,6 +139,10 @@ class DeepInfoMax(nn.Module):
         Returns:
             "total", a scalar with its gradient, and scalars for logs, see :meth:`pyg_dim.Tape.losses`. A kind
             that has no meaning at a level is not listed there.
+
+        Raises:
+            ValueError: the encoder holds no level, or a corrupted pass does not line up with the true one; the message
+                names the level.
         """
         with record(self.encoder, batch, isolate=self.isolate) as tape:
             self.encoder(batch)
