@@ -202,6 +202,7 @@ class Level(nn.Module):
         groups = exists.sum().clamp(min=1)
         return LevelLoss(
             js=mean(true + false_sum / count.clamp(min=1), counted),
+            counted=counted.sum() / groups,
             kl=None if kl is None else crystal_mean(kl, exists, None, 0),
             terms={kind: mean(term.detach(), valid & exists) for kind, (term, valid) in zip(kinds, means, strict=True)},
             coverage={

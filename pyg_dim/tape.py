@@ -81,12 +81,14 @@ class LevelLoss:
 
     Attributes:
         js: Jensen-Shannon loss (eq. 6), scalar.
+        counted: share of the groups that have both constituents and a valid false sample, so that js is of them.
         kl: KL term, scalar, or None without noise.
         terms: its parts: "true" and each kind of false samples, scalars.
         coverage: share of the groups that had a valid sample of each kind, scalars.
     """
 
     js: Tensor
+    counted: Tensor
     kl: Tensor | None
     terms: dict[str, Tensor]
     coverage: dict[str, Tensor]
@@ -182,7 +184,8 @@ class Tape:
 
         Returns:
             Scalars: "total"; "js/local", "js/global", "kl/local", "kl/global" (means over the site and the crystal
-            levels, where there are any); under "detail/<level>/" js, kl, true, each kind and <kind>/coverage.
+            levels, where there are any); under "detail/<level>/" js, kl, true and each kind. Beside js and each kind
+            stands <name>/coverage, the share of groups that it is the mean of.
 
         Raises:
             ValueError: no level was called in the recording.
@@ -202,8 +205,10 @@ class Tape:
             where = "global" if record.scope == "crystal" else "local"
             detail = f"detail/{record.name}" + (f".{record.call}" if record.call else "")
             share = alpha * loss.js
+            for name, value in {"js": loss.js.detach(), "js/coverage": loss.counted}.items():
+                out[f"{detail}/{name}"] = value
             parts[f"js/{where}"].append(loss.js.detach())
-            out[f"{detail}/js"] = loss.js.detach()
+            parts[f"js/{where}/coverage"].append(loss.counted)
             if loss.kl is not None:
                 share = share + beta * loss.kl
                 parts[f"kl/{where}"].append(loss.kl.detach())

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-JS_BASELINE = 2 * math.log(2)
-"""Jensen-Shannon loss of a critic that scores everything zero."""
+from pyg_dim.losses import JS_BASELINE
 
 TRAINED = "trained"
 UNTRAINED = "untrained"

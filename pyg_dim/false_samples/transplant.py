@@ -12,6 +12,7 @@ from pyg_dim.false_samples.equality import edges_occur, environments, sites_occu
 
 DonorRule = Literal["matched", "any"]
 DONOR_RULES: Final = ("matched", "any")
+TRANSPLANT_KINDS: Final = ("composition", "polymorph")
 
 
 def donor_crystals(
@@ -89,7 +90,7 @@ def donor_sites(batch: Any, donor: Tensor, *, generator: torch.Generator | None 
 def transplant(
     batch: Any,
     *,
-    kinds: tuple[str, ...] = ("composition", "polymorph"),
+    kinds: tuple[str, ...] = TRANSPLANT_KINDS,
     donors: DonorRule = "matched",
     generator: torch.Generator | None = None,
 ) -> Corruption:
@@ -109,6 +110,9 @@ def transplant(
 
     Returns:
         The corruption. In a batch of one crystal every sample is masked.
+
+    Raises:
+        ValueError: unknown kind or donor rule.
 
     Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.5 and fig. 5 (false composition, false structure).
     """
@@ -137,6 +141,8 @@ def transplant(
 
     sites = torch.arange(batch.z.numel(), device=batch.z.device)
     crystals = torch.arange(crystal_donor.numel(), device=batch.z.device)
+    if unknown := set(kinds) - set(TRANSPLANT_KINDS):
+        raise ValueError(f"unknown kinds of transplants {sorted(unknown)}; known: {', '.join(TRANSPLANT_KINDS)}")
     made = {
         "composition": lambda: kind("composition", sites, crystals),
         "polymorph": lambda: kind("polymorph", site_donor, crystal_donor),

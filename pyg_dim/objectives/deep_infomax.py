@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from pyg_dim.false_samples.corruption import Corruption
 from pyg_dim.false_samples.permutation import permutation
-from pyg_dim.false_samples.transplant import DONOR_RULES, DonorRule, transplant
+from pyg_dim.false_samples.transplant import DONOR_RULES, TRANSPLANT_KINDS, DonorRule, transplant
 from pyg_dim.tape import FalseSample, RecordKey, Tape, record
 
 KINDS: Final = ("other", "composition", "polymorph", "permutation")
-TRANSPLANT_KINDS: Final = ("composition", "polymorph")
 
 
 @contextmanager
@@ -156,4 +155,6 @@ class DeepInfoMax(nn.Module):
                 self.encoder(corruption.batch)
             for key, samples in false_samples(tape, corrupted, corruption).items():
                 false[key] += samples
-        return tape.losses(false, other="other" in self.kinds, alpha=self.alpha, beta=self.beta, generator=generator)
+        # Sites of one crystal are no sites of another: a batch of one has no sample of this kind.
+        other = "other" in self.kinds and batch.num_graphs > 1
+        return tape.losses(false, other=other, alpha=self.alpha, beta=self.beta, generator=generator)

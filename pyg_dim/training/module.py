@@ -12,12 +12,11 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.losses import JS_BASELINE
 from pyg_dim.models import Encoder
 from pyg_dim.training.checkpoints import SECTION
 from pyg_dim.training.meter import COVERAGE, LossMeter
 
-BASELINE: Final = 2 * math.log(2)
-"""Jensen-Shannon loss of a critic that scores everything zero: what a loss has to get below."""
 CHECK_EVERY: Final = 20
 """Steps between two looks at the loss; each waits for the device."""
 _TRAIN, _VAL = 0, 1
@@ -103,7 +102,7 @@ class TrainingModule(LightningModule):
         self.require_finite(means)
         self._log_means("train", means)
         if any(name.startswith("js/") for name in means):
-            self.log("baseline/js", BASELINE, sync_dist=True)
+            self.log("baseline/js", JS_BASELINE, sync_dist=True)
 
     def require_finite(self, means: Mapping[str, float] | None = None) -> None:
         """Stop where the loss or a parameter is no longer a number. Waits for the device.
