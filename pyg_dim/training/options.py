@@ -48,7 +48,7 @@ class TrainOptions:
     ] = None
     init: Annotated[str | None, "checkpoint whose encoder the run starts from"] = None
     resume: Annotated[str | None, "checkpoint of an interrupted run to continue; its options are taken over"] = None
-    epochs: Annotated[int, "passes over the training part"] = 20
+    epochs: Annotated[int, "passes over the training part"] = 12
     batch_sites: Annotated[int, "unique sites in a batch"] = 1200
     lr: Annotated[float, "learning rate of AdamW"] = 1e-4
     weight_decay: Annotated[float, "weight decay of AdamW"] = 1e-4
