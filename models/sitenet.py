@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.data.elements import NUM_FEATURES
 from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import KLForm
 from pyg_dim.models.encoder import Encoder, Representation
-
-SITE_FEATURES = 9
 
 
 class Block(nn.Module):
@@ -85,8 +84,6 @@ class PairAttention(nn.Module):
         update_pairs: bool,
     ) -> None:
         super().__init__()
-        if not attention_hidden:
-            raise ValueError("attention_hidden needs at least one width")
         width = 2 * site_channels + pair_channels
         self.attention = _chain(width, attention_hidden)
         self.logits = nn.Linear(attention_hidden[-1], heads)
@@ -147,7 +144,7 @@ class LocalEncoder(nn.Module):
     ) -> None:
         super().__init__()
         width, pair_width = site_channels * heads, pair_channels * heads
-        self.embed_site = Block(SITE_FEATURES, width)
+        self.embed_site = Block(NUM_FEATURES, width)
         self.embed_pair = Block(1, pair_width)
         self.blocks = nn.ModuleList(
             PairAttention(width, pair_width, site_channels, heads, attention_hidden, value_hidden, b < blocks - 1)
@@ -237,17 +234,18 @@ class SiteNet(Encoder):
         kl: KLForm = "log_variance",
     ) -> None:
         super().__init__()
-        for argument, value in {"heads": heads, "blocks": blocks, "supercell_sites": supercell_sites}.items():
-            if value < 1:
-                raise ValueError(f"SiteNet: {argument} must be at least 1, not {value}")
-        if not pre_pool or not post_pool:
-            raise ValueError("SiteNet: pre_pool and post_pool need at least one width each")
         self.config = {
             "site_channels": site_channels, "pair_channels": pair_channels, "heads": heads, "blocks": blocks,
             "attention_hidden": list(attention_hidden), "value_hidden": list(value_hidden),
             "local_channels": local_channels, "pre_pool": list(pre_pool), "post_pool": list(post_pool),
             "supercell_sites": supercell_sites, "distance_weights": distance_weights, "noise": noise, "kl": kl,
         }  # fmt: skip
+        for argument, value in self.config.items():
+            if isinstance(value, list) and not value and argument != "value_hidden":
+                raise ValueError(f"SiteNet: {argument} needs at least one width")
+            sizes = value if isinstance(value, list) else [value]
+            if any(isinstance(size, int) and not isinstance(size, bool) and size < 1 for size in sizes):
+                raise ValueError(f"SiteNet: {argument} must be at least 1, not {value}")
         self.graph: Callable[[Any], Any] = DenseSupercell(supercell_sites)
         self.channels = post_pool[-1]
         self.distance_weights = distance_weights
@@ -258,7 +256,7 @@ class SiteNet(Encoder):
         )
         self.local_level = Level(
             local_channels,
-            SITE_FEATURES + 1,
+            NUM_FEATURES + 1,
             hidden_channels=self.local.hidden_channels,
             scope="site",
             noise=noise,

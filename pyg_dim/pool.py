@@ -108,15 +108,24 @@ class DIMPool(Aggregation):
 
         Returns:
             What the bare aggregation returns; without gradient in an isolated recording.
+
+        Raises:
+            ValueError: in a recording, constituents of another width than ``in_channels``.
         """
         z = self.aggr(x, index=index, ptr=ptr, dim_size=dim_size, dim=dim, **kwargs)
         if active_tape() is None:
             return z
         if index is None:
             assert ptr is not None  # noqa: S101 - Aggregation.__call__ completes the arguments
-            index = torch.repeat_interleave(torch.arange(ptr.numel() - 1, device=ptr.device), ptr.diff())
-        flat = z.movedim(dim, 0)
-        recorded = self.level(flat.flatten(1), constituents=x.movedim(dim, 0).flatten(1), index=index)
+            groups = torch.arange(ptr.numel() - 1, device=ptr.device)
+            index = torch.repeat_interleave(groups, ptr.diff(), output_size=x.size(dim))
+        flat, constituents = z.movedim(dim, 0), x.movedim(dim, 0).flatten(1)
+        if constituents.size(1) != self.in_channels:
+            raise ValueError(
+                f"{self} was given constituents of width {constituents.size(1)} to record (input {tuple(x.shape)}, "
+                f"aggregated along {dim}); build it with in_channels={constituents.size(1)}"
+            )
+        recorded = self.level(flat.flatten(1), constituents=constituents, index=index)
         return recorded.view(flat.shape).movedim(0, dim)
 
     def __repr__(self) -> str:

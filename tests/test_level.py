@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 from pyg_dim import Level, record
 from pyg_dim.constituents import Constituents
+from pyg_dim.false_samples.other import other_targets
 from pyg_dim.level import score_terms
 from pyg_dim.losses import jensen_shannon_term
 from pyg_dim.tape import FalseSample
@@ -78,6 +80,25 @@ def test_nothing_false_at_all_gives_no_loss() -> None:
     level = Level(3, 2).double()
     loss = level.loss(recorded(level), other=False)
     assert loss.js == 0
+
+
+def test_other_keeps_the_weights_of_the_constituents(generator) -> None:
+    level = Level(3, 2, noise="none").double()
+    r = recorded(level, weight=torch.rand(12, dtype=torch.float64))
+    target, _ = other_targets(4, None, device=r.z.device, generator=torch.Generator().manual_seed(0))
+    loss = level.loss(r, generator=generator)
+    by_hand = [FalseSample("other", r.constituents, target[r.index], r.weight)]
+    torch.testing.assert_close(loss.js, plain_loss(level, r, by_hand))
+
+
+def test_noise_has_the_variance_of_its_log() -> None:
+    level = Level(3, 2).double()
+    r = recorded(level)
+    y = torch.randn(4, 3, dtype=torch.float64)
+    noisy = r.z + y * (0.5 * level.noise(r.hidden)).exp()
+    still = dataclasses.replace(r, z=noisy, training=False)
+    same = [level.loss(x, generator=torch.Generator().manual_seed(0), noise=y).js for x in (r, still)]
+    torch.testing.assert_close(*same)
 
 
 def test_noise_only_in_training() -> None:

@@ -128,6 +128,12 @@ def test_repr_is_not_that_of_the_bare_aggregation() -> None:
     assert repr(DIMPool("mean", in_channels=6)) == "DIMPool(MeanAggregation(), in_channels=6)"
 
 
+def test_another_width_than_stated_is_named_in_a_recording() -> None:
+    pool = DIMPool("mean", in_channels=6)
+    with record(pool), pytest.raises(ValueError, match="build it with in_channels=5"):
+        pool(torch.randn(4, 5), torch.tensor([0, 0, 1, 1]))
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="in_channels"):
         DIMPool("mean", in_channels=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +85,6 @@ class Corruption:
 
     batch: Any
     kinds: tuple[Kind, ...]
-
-
-Generator = Callable[..., Corruption]
 
 
 def relabel(batch: Any, donor: Tensor) -> Any:

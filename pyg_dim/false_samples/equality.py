@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Final
 
@@ -47,6 +48,12 @@ def edges_occur(
     return gap < DISTANCE_TOLERANCE
 
 
+@functools.cache
+def _frequencies(device: torch.device) -> Tensor:
+    """Made once for each device, since every copy from the host makes the host wait."""
+    return torch.tensor(_FREQUENCIES, dtype=torch.float64, device=device)
+
+
 def environments(batch: Any, species: Tensor) -> Tensor:
     r"""Fingerprint of every site's environment: equal for sites that symmetry makes equal, whatever the encoder.
 
@@ -60,8 +67,7 @@ def environments(batch: Any, species: Tensor) -> Tensor:
         [N, 4] float64 fingerprints.
     """
     source, target = batch.edge_index
-    frequencies = torch.tensor(_FREQUENCIES, dtype=torch.float64, device=species.device)
-    label = (species[:, None] * frequencies).frac()
+    label = (species[:, None] * _frequencies(species.device)).frac()
     terms = label[source] / (1.0 + batch.edge_dist.double())[:, None]
     return terms.new_zeros(species.size(0), len(_FREQUENCIES)).index_add(0, target, terms)
 

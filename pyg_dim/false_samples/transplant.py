@@ -116,6 +116,8 @@ def transplant(
 
     Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.5 and fig. 5 (false composition, false structure).
     """
+    if unknown := set(kinds) - set(TRANSPLANT_KINDS):
+        raise ValueError(f"unknown kinds of transplants {sorted(unknown)}; known: {', '.join(TRANSPLANT_KINDS)}")
     crystal_donor = donor_crystals(batch.ptr.diff(), batch.max_sites, donors=donors, generator=generator)
     site_donor = donor_sites(batch, crystal_donor, generator=generator)
     false = relabel(batch, site_donor)
@@ -141,8 +143,6 @@ def transplant(
 
     sites = torch.arange(batch.z.numel(), device=batch.z.device)
     crystals = torch.arange(crystal_donor.numel(), device=batch.z.device)
-    if unknown := set(kinds) - set(TRANSPLANT_KINDS):
-        raise ValueError(f"unknown kinds of transplants {sorted(unknown)}; known: {', '.join(TRANSPLANT_KINDS)}")
     made = {
         "composition": lambda: kind("composition", sites, crystals),
         "polymorph": lambda: kind("polymorph", site_donor, crystal_donor),

@@ -50,6 +50,11 @@ def test_every_donor_is_equally_likely() -> None:
     assert (seen / 3000 - (1 - torch.eye(4)) / 3).abs().max() < 0.04
 
 
+def test_unknown_kind(batch_of) -> None:
+    with pytest.raises(ValueError, match="composition, polymorph"):
+        transplant(batch_of(["NaCl", "ZnS"]), kinds=("substitution",))
+
+
 def test_unknown_rule() -> None:
     with pytest.raises(ValueError, match="matched, any"):
         donor_crystals(torch.tensor([1, 2]), 2, donors="best")
@@ -62,10 +67,21 @@ def test_equal_counts_hand_every_site_on_once(batch_of, generator) -> None:
 
 
 def test_unequal_counts_follow_the_formula(batch_of) -> None:
-    batch = batch_of(["Cu", "CaTiO3"])
-    donor = donor_sites(batch, torch.tensor([1, 0]), generator=torch.Generator().manual_seed(0))
-    assert 1 <= donor[0] <= 5
-    assert donor[1:].tolist() == [0] * 5
+    batch = batch_of(["CaF2", "triclinic"])  # 3 and 7 sites
+    for seed in range(20):
+        donor = donor_sites(batch, torch.tensor([1, 0]), generator=torch.Generator().manual_seed(seed))
+        u = torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * torch.tensor([3, 7])
+        few, many = torch.arange(3) + u[0], torch.arange(7) + u[1]
+        assert donor[:3].tolist() == [3 + int(k * 7 / 3) % 7 for k in few]
+        assert donor[3:].tolist() == [int(k * 3 / 7) % 3 for k in many]
+
+
+def test_unequal_counts_hand_sites_on_as_evenly_as_can_be(batch_of) -> None:
+    batch = batch_of(["CaF2", "triclinic"])
+    for seed in range(20):
+        donor = donor_sites(batch, torch.tensor([1, 0]), generator=torch.Generator().manual_seed(seed))
+        assert len(set(donor[:3].tolist())) == 3
+        assert sorted(donor[3:].bincount(minlength=3).tolist()) in ([2, 2, 3],)
 
 
 def test_geometry_is_kept_and_species_move_together(batch_of, generator) -> None:

@@ -176,7 +176,11 @@ def test_errors() -> None:
         build("sitenet", head=2)
     with pytest.raises(ValueError, match="heads must be at least 1"):
         build("sitenet", heads=0)
-    with pytest.raises(ValueError, match="pre_pool"):
+    with pytest.raises(ValueError, match="pre_pool needs"):
         build("sitenet", pre_pool=[])
+    with pytest.raises(ValueError, match="attention_hidden must be at least 1"):
+        build("sitenet", attention_hidden=[8, 0])
+    with pytest.raises(ValueError, match="local_channels must be at least 1, not -2"):
+        build("sitenet", local_channels=-2)
     with pytest.raises(ValueError, match="global, full"):
         SiteNet(**SMALL).readout(None, "local")

@@ -90,7 +90,7 @@ class Theirs:
             edge_dist=self.distance[self.real], max_sites=12,
         )  # fmt: skip
 
-    def local_false(self, crossed: bool = False) -> list[FalseSample]:
+    def local_false(self) -> list[FalseSample]:
         """The three false terms of the local loss, fed in as the authors made them: rolled rows of padded arrays."""
         x, d, target = self.x[self.source], self.distance, self.target.flatten()
         rolled_x, rolled_d, rolled_omega = self.roll(x), self.roll(d), self.roll(self.omega)
@@ -217,6 +217,21 @@ def test_global_loss(model: SiteNet, theirs: Theirs, engineered: bool) -> None:
     close(loss, theirs[f"out/global_dim_loss_{name}"])
     loss.backward()
     check_gradients(model, theirs, "global", f"global_{name}")
+
+
+def test_engineered_terms_of_the_crystal_level(model: SiteNet, theirs: Theirs) -> None:
+    """Terms that both group by the crystal of the site, through the level itself."""
+    with record(model, theirs.batch(), isolate=True) as tape:
+        model(theirs.batch())
+    crystal = theirs["in/batch_coo"]
+    false = [
+        FalseSample(kind, Constituents((theirs[f"engineered/{kind}"], None)), crystal, None)
+        for kind in ("composition", "structure", "permuted")
+    ]
+    loss = model.global_level.loss(tape.records[1], false, other=False)
+    for kind, name in {"true": "true", **{f.kind: f"false_{f.kind}" for f in false}}.items():
+        sums = torch.zeros(8, dtype=torch.float64).index_add(0, crystal, theirs[f"parts_global/{name}"])
+        close(loss.terms[kind], (sums / crystal.bincount()).mean())
 
 
 def test_noise_and_kl(model: SiteNet, theirs: Theirs) -> None:

@@ -112,13 +112,29 @@ def test_every_pass_runs_in_the_mode_of_the_true_one(batch_of, generator, traini
     assert net.training is training
 
 
-def test_a_corrupted_pass_normalises_with_its_own_batch(batch_of) -> None:
+def test_a_corrupted_pass_normalises_with_its_own_batch(batch_of, generator) -> None:
+    """In training mode the constituents of a corrupted pass have the statistics of that pass, not of the true one."""
     net, batch = NormedNet().double(), batch_of(NAMES)
-    with frozen_buffers(net):
-        net.norm.running_mean.add_(5.0)
-        assert net.norm.running_mean.mean() == 5
-    assert net.norm.running_mean.mean() == 0
-    assert batch.x is not None
+    net.dropout.p = 0.0
+    objective = DeepInfoMax(net, kinds=["composition"])
+    corruption = objective.corruptions(batch, generator)[0]
+    with torch.no_grad(), frozen_buffers(net), record(net, corruption.batch) as tape:
+        net(corruption.batch)
+        assert net.norm.num_batches_tracked == 1
+    assert net.norm.num_batches_tracked == 0
+    torch.testing.assert_close(tape.records[0].constituents.dense().mean(0), torch.zeros(6, dtype=torch.float64))
+
+
+def test_only_the_true_pass_has_a_gradient(batch_of, generator) -> None:
+    class Watched(NormedNet):
+        def forward(self, batch):
+            out = super().forward(batch)
+            grads.append(out.requires_grad)
+            return out
+
+    grads: list[bool] = []
+    DeepInfoMax(Watched().double(), isolate=False)(batch_of(NAMES), generator)
+    assert grads == [True, False, False]
 
 
 def test_a_seed_fixes_the_loss(batch_of) -> None:
