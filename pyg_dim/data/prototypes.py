@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pyg_dim.data.dataset import MAX_SITES, CrystalDataset, Oxidation
+from pyg_dim.data.dataset import CrystalDataset, Oxidation
 from pyg_dim.data.elements import MAX_Z, PROPERTIES, element_table, symbols
+from pyg_dim.data.overlap import MIN_DISTANCE
 from pyg_dim.data.raw import RawCrystals
 from pyg_dim.data.report import ImportReport
+from pyg_dim.data.supercell import MAX_SITES
 
 _UNUSED: Final = frozenset({2, 10, 18, 36, 54, 43, 61, *range(84, 90), 91, *range(93, 104)})
 """Elements that are not substituted in: noble gases and elements without long-lived isotopes."""
@@ -22,9 +24,6 @@ _SIMILARITY: Final = 4.0
 
 _CONTACT: Final = 0.6
 """Sites nearer than this share of the sum of their atomic radii are taken as overlapping."""
-
-_MIN_DISTANCE: Final = 0.5
-"""angstrom; sites nearer than this are taken as overlapping, whatever their radii."""
 
 _VOLUME: Final = (5.0, 130.0)
 """angstrom^3 a site: the range that relaxed inorganic crystals of the Materials Project span."""
@@ -161,7 +160,7 @@ def decorated_prototypes(
         elements = _decorate(prototype.elements, weights, rng)
         old, new = radius[prototype.elements], radius[elements]
         scale = float((new[prototype.nearest].sum(1) / old[prototype.nearest].sum(1)).mean())
-        smallest = np.maximum(_CONTACT * (new[:, None] + new), _MIN_DISTANCE)
+        smallest = np.maximum(_CONTACT * (new[:, None] + new), MIN_DISTANCE)
         volume = scale**3 * abs(np.linalg.det(prototype.cell)) / len(prototype.species)
         if (scale * prototype.contact < smallest).any() or not _VOLUME[0] <= volume <= _VOLUME[1]:
             implausible += 1

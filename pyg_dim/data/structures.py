@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pyg_dim.data.elements import atomic_numbers
+from pyg_dim.data.elements import MAX_Z, atomic_numbers
+from pyg_dim.data.overlap import MIN_DISTANCE, overlap
 from pyg_dim.data.raw import RawCrystals
 from pyg_dim.data.report import ImportReport, LeftOut
 
@@ -57,8 +58,15 @@ def sites_of(structure: Any) -> Sites:
     if hasattr(structure, "get_atomic_numbers"):
         if not all(structure.pbc):
             raise UnusableCrystalError("not periodic in three directions")
-        return structure.get_atomic_numbers().astype(np.int64), structure.get_positions(), np.array(structure.cell)
+        return _known(structure.get_atomic_numbers()), structure.get_positions(), np.array(structure.cell)
     raise UnusableCrystalError("neither a pymatgen Structure nor ASE Atoms", type(structure).__name__)
+
+
+def _known(numbers: np.ndarray) -> np.ndarray:
+    unknown = numbers[(numbers < 1) | (numbers > MAX_Z)]
+    if len(unknown):
+        raise UnusableCrystalError("unknown or unsupported element", f"atomic number {unknown[0]}")
+    return numbers.astype(np.int64)
 
 
 def _sites_of_dictionary(structure: Mapping[str, Any]) -> Sites:
@@ -76,7 +84,7 @@ def _sites_of_dictionary(structure: Mapping[str, Any]) -> Sites:
             if symbol not in atomic_numbers():
                 raise UnusableCrystalError("unknown or unsupported element", symbol)
             numbers[k] = atomic_numbers()[symbol]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnusableCrystalError("no pymatgen structure dictionary", repr(error)) from error
     if cell.shape != (3, 3):
         raise UnusableCrystalError("no pymatgen structure dictionary", f"lattice of shape {cell.shape}")
@@ -121,6 +129,8 @@ def collect(
 ) -> RawCrystals:
     """Lay crystals side by side, in their primitive cells; those that cannot be used enter the report.
 
+    Left out are structures that :func:`sites_of` cannot take, and those with sites nearer than 0.5 angstrom.
+
     Args:
         crystals: n pairs of identifier and structure, or the :class:`UnusableCrystalError` that a reader met instead.
         labels: name -> n values.
@@ -139,10 +149,13 @@ def collect(
             if isinstance(structure, UnusableCrystalError):
                 raise structure
             sites = sites_of(structure)
+            primitive = primitive_cell(sites)
+            distance = overlap(*primitive[1:])
+            if distance is not None:
+                raise UnusableCrystalError(f"sites nearer than {MIN_DISTANCE} Å", f"{distance:.3f} Å")
         except UnusableCrystalError as fault:
             report.left_out.append(LeftOut(name, fault.reason, fault.detail))
             continue
-        primitive = primitive_cell(sites)
         reduced += primitive is not sites
         ids.append(name)
         kept.append(row)

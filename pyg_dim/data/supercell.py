@@ -7,6 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+MAX_SITES: Final = 50
+"""Default limit on the sites of a crystal and of its supercell (Moran et al. 2025)."""
+
 TIE: Final = 1e-5
 """Relative difference below which two lengths count as equal, so that rounding in a rotated cell cannot change a
 choice."""

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
 from pyg_dim.data.report import ImportReport
@@ -32,6 +33,8 @@ def test_oxidation_decorated_species_are_elements():
         (Structure(Lattice.cubic(3), ["Rf"], [[0, 0, 0]]), "unknown or unsupported element", "Rf"),
         ({"lattice": {"matrix": [[1, 2], [3, 4]]}, "sites": []}, "no pymatgen structure dictionary", "shape"),
         ({"sites": []}, "no pymatgen structure dictionary", "lattice"),
+        (Atoms("Rf", cell=[3, 3, 3], pbc=True), "unknown or unsupported element", "atomic number 104"),
+        (Atoms("X", cell=[3, 3, 3], pbc=True), "unknown or unsupported element", "atomic number 0"),
         ("NaCl", "neither a pymatgen Structure nor ASE Atoms", "str"),
         (None, "neither a pymatgen Structure nor ASE Atoms", "NoneType"),
     ],
@@ -61,6 +64,22 @@ def test_primitive_distorted_and_broken_cells_stay_as_they_are():
     flat = (np.array([1, 1]), np.zeros((2, 3)), np.ones((3, 3)))
     for sites in (primitive, sites_of(distorted), coinciding, nowhere, flat):
         assert primitive_cell(sites) is sites
+
+
+def test_collect_leaves_out_sites_that_coincide():
+    report = ImportReport("test")
+    crystals = [
+        ("same", Structure(Lattice.cubic(4), ["Na", "Cl"], [[0.1, 0, 0], [1.1, 0, 0]])),
+        ("across", Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 0.9]])),
+        ("atoms", Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 0.3]], cell=[4, 4, 4], pbc=True)),
+        ("salt", SALT),
+        # A cell too small for any element, but with its atoms apart: for the checks that follow.
+        ("dense", Structure(Lattice.cubic(0.9), ["Na"], [[0, 0, 0]])),
+    ]
+    raw = collect(crystals, {}, report)
+    assert raw.ids.to_pylist() == ["salt", "dense"]
+    assert report.counts() == {"sites nearer than 0.5 Å": 3}
+    assert [str(item) for item in report.left_out] == ["same (0.000 Å)", "across (0.400 Å)", "atoms (0.300 Å)"]
 
 
 def test_collect_keeps_labels_with_their_crystals():
