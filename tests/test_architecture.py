@@ -59,12 +59,17 @@ def test_imports_run_downwards(path: Path) -> None:
 
 
 def test_the_core_needs_torch_and_pyg_alone() -> None:
-    heavy = "{'pymatgen', 'ase', 'lightning', 'pyarrow', 'pandas', 'sklearn', 'matplotlib', 'jsonargparse'}"
-    program = f"import sys, pyg_dim; print(sorted({heavy} & set(sys.modules)))"
-    # PyG itself may load pandas where it is installed; what it loads is not ours.
-    alone = f"import sys, torch_geometric.nn; print(sorted({heavy} & set(sys.modules)))"
-    ours, theirs = (
-        subprocess.run([sys.executable, "-c", p], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        for p in (program, alone)
-    )
-    assert ours == theirs
+    """Levels, false samples, objectives and models work where nothing else is installed."""
+    # None in sys.modules makes an import fail. PyG itself does without these where they are not there.
+    program = """
+import sys
+absent = ["pymatgen", "ase", "spglib", "lightning", "pyarrow", "pandas", "sklearn", "matplotlib", "jsonargparse"]
+sys.modules.update(dict.fromkeys(absent))
+import pyg_dim
+import pyg_dim.false_samples.permutation
+import pyg_dim.false_samples.transplant
+import pyg_dim.objectives.deep_infomax
+import pyg_dim.models
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr

@@ -19,14 +19,12 @@ from pyg_dim.data.parquet import read_parquet, write_parquet
 from pyg_dim.data.raw import RawCrystals, keep_sound
 from pyg_dim.data.report import ImportReport
 from pyg_dim.data.structures import collect
+from pyg_dim.data.supercell import MAX_SITES
 
 if TYPE_CHECKING:
     from typing import Self
 
 Oxidation = Literal["zero", "guess"]
-
-MAX_SITES = 50
-"""Default limit on the sites of a crystal (Moran et al. 2025)."""
 
 
 class CrystalDataset:

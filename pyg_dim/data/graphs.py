@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.data.dataset import MAX_SITES
 from pyg_dim.data.minimum_image import minimum_image
-from pyg_dim.data.supercell import nearly_cubic
+from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
 
 
 class DenseSupercell:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from pyg_dim.data.dataset import MAX_SITES, CrystalDataset, Oxidation
+from pyg_dim.data.dataset import CrystalDataset, Oxidation
 from pyg_dim.data.prototypes import decorated_prototypes
 from pyg_dim.data.readers import read_cif_folder, read_matbench_json
+from pyg_dim.data.supercell import MAX_SITES
 
 
 def load_dataset(
