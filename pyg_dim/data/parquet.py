@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyg_dim.data.dataset import CrystalDataset
 
 ID, LATTICE, SPECIES, POSITIONS = "immutable_id", "lattice_vectors", "species_at_sites", "cartesian_site_positions"
+_DEPTHS: Final = {LATTICE: 2, SPECIES: 1, POSITIONS: 2}
+"""The required columns, and how deep their lists are nested."""
 
 
 def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
@@ -26,7 +28,8 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
 
     ``lattice_vectors`` (3 x 3, angstrom), ``species_at_sites`` (symbols) and ``cartesian_site_positions`` ([n, 3],
     angstrom) are required; ``immutable_id`` defaults to the row number. Every other numeric column is a label, null =
-    missing.
+    missing. Cells are taken as they are: they are not reduced to primitive ones, and distances between sites are not
+    looked at. The files of a folder may differ in their labels: one that a file lacks is missing for its crystals.
 
     Args:
         path: file or folder.
@@ -36,7 +39,8 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a Parquet file, a folder without one, or a required column is absent or of another type.
+        ValueError: not a Parquet file or a damaged one, a folder without one, files that do not fit together, or a
+            required column is absent or of another type.
     """
     path = Path(path)
     if not path.exists():
@@ -44,25 +48,15 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
     files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     if not files:
         raise ValueError(f"the folder {path} holds no Parquet file (*.parquet)")
+    shards = [_read_file(file) for file in files]
     try:
-        shards = pq.ParquetDataset(files)
-        columns = [f.name for f in shards.schema if f.name in (ID, LATTICE, SPECIES, POSITIONS) or _is_numeric(f.type)]
-        table = shards.read(columns=columns).combine_chunks()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    missing = [name for name in (LATTICE, SPECIES, POSITIONS) if name not in table.column_names]
-    if missing:
+        table = pa.concat_tables(shards, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}; needed are the OPTIMADE columns "
-            f"{LATTICE}, {SPECIES}, {POSITIONS}"
-        )
-    for name, depth in ((LATTICE, 2), (SPECIES, 1), (POSITIONS, 2)):
-        if _list_depth(table.schema.field(name).type) != depth:
-            raise ValueError(
-                f"{path}: column {name} is {table.schema.field(name).type}, expected lists nested {depth} deep"
-            )
+            f"the Parquet files in {path} have columns of one name and different types: {error}"
+        ) from error
     if ID in table.column_names:
-        ids = pc.fill_null(table[ID].cast(pa.string()), "null")
+        ids = pc.fill_null(table[ID], "null")
     else:
         ids = pa.array([str(row) for row in range(table.num_rows)])
     ids = _single_array(ids)
@@ -77,16 +71,58 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
     return _decode(table, ids), report
 
 
+def _read_file(file: Path) -> pa.Table:
+    """The required and the numeric columns of one file."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            _check_columns(file, schema)
+            wanted = [f.name for f in schema if f.name in (ID, *_DEPTHS) or _is_numeric(f.type)]
+            table = parquet.read(columns=wanted).select(wanted)
+        table.validate(full=True)
+    except FileNotFoundError:
+        raise
+    # Damage shows where it is met: in the footer as ArrowInvalid, in a page as OSError, in a name as no UTF-8.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file} is not a readable Parquet file: {error}; if it is damaged (a copy cut short?), write it anew"
+        ) from error
+    if ID not in wanted:
+        return table
+    try:
+        return table.set_column(wanted.index(ID), ID, table[ID].cast(pa.string()))
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: column {ID} cannot be taken as text: {error}") from error
+
+
+def _check_columns(file: Path, schema: pa.Schema) -> None:
+    missing = [name for name in _DEPTHS if name not in schema.names]
+    if missing:
+        raise ValueError(
+            f"{file} has no column {', '.join(missing)}; needed are the OPTIMADE columns {', '.join(_DEPTHS)}"
+        )
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{file} has more than one column {', '.join(repeated)}")
+    for name, depth in _DEPTHS.items():
+        dtype = schema.field(name).type
+        found, value = _nesting(dtype)
+        if found != depth or (name != SPECIES and not _is_numeric(value)):
+            what = "strings" if name == SPECIES else "numbers"
+            raise ValueError(f"{file}: column {name} is {dtype}, expected lists of {what} nested {depth} deep")
+
+
 def _is_numeric(dtype: pa.DataType) -> bool:
     types = pa.types
     return types.is_integer(dtype) or types.is_floating(dtype) or types.is_boolean(dtype) or types.is_decimal(dtype)
 
 
-def _list_depth(dtype: pa.DataType) -> int:
+def _nesting(dtype: pa.DataType) -> tuple[int, pa.DataType]:
+    """How deep lists are nested, and what the innermost hold."""
     depth = 0
     while pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
         depth, dtype = depth + 1, dtype.value_type
-    return depth
+    return depth, dtype
 
 
 def _single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -101,9 +137,9 @@ def _malformed_rows(table: pa.Table) -> dict[int, str]:
         for row in rows.tolist():
             faults.setdefault(row, reason)
 
-    for name in (LATTICE, SPECIES, POSITIONS):
+    for name in _DEPTHS:
         mark(np.flatnonzero(_bits(pc.is_null(table[name]))), f"{name} missing")
-    for name in (LATTICE, SPECIES, POSITIONS):
+    for name in _DEPTHS:
         column = _single_array(table[name])
         inner, parent = pc.list_flatten(column), np.asarray(pc.list_parent_indices(column))
         mark(np.unique(parent[_bits(pc.is_null(inner))]), f"{name} holds a null")
@@ -142,9 +178,10 @@ def _decode(table: pa.Table, ids: pa.Array) -> RawCrystals:
         pos=vectors(positions),
         cell=vectors(_single_array(table[LATTICE])).reshape(-1, 3, 3),
         labels={
-            f.name: table[f.name].cast(pa.float64()).to_numpy()
+            # Not "safe": a whole number beyond 2^53 is rounded, and is no reason to refuse a file.
+            f.name: table[f.name].cast(pa.float64(), safe=False).to_numpy()
             for f in table.schema
-            if f.name not in (ID, LATTICE, SPECIES, POSITIONS)
+            if f.name not in (ID, *_DEPTHS)
         },
     )
 

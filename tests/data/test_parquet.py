@@ -121,8 +121,72 @@ def test_errors_name_the_file_and_the_column(tmp_path):
         CrystalDataset.from_parquet(tmp_path / "t.parquet")
     wrong = {"lattice_vectors": [1.0], "species_at_sites": [["Na"]], "cartesian_site_positions": [[[0.0] * 3]]}
     pq.write_table(pa.table(wrong), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="column lattice_vectors is double, expected lists nested 2 deep"):
+    with pytest.raises(ValueError, match="column lattice_vectors is double, expected lists of numbers nested 2 deep"):
         CrystalDataset.from_parquet(tmp_path / "t.parquet")
+    wrong |= {"lattice_vectors": [CELL], "cartesian_site_positions": [[["0", "0", "0"]]]}
+    pq.write_table(pa.table(wrong), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: column cartesian_site_positions is .*string.*lists of numbers"):
+        CrystalDataset.from_parquet(tmp_path / "t.parquet")
+
+
+def good_columns(n=1):
+    return {
+        "lattice_vectors": [CELL] * n,
+        "species_at_sites": [["Na"]] * n,
+        "cartesian_site_positions": [[[0.0] * 3]] * n,
+    }
+
+
+def test_a_column_that_is_there_twice_or_no_identifier_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table(good_columns())
+    pq.write_table(table.append_column("x", pa.array([1])).append_column("x", pa.array([2])), path)
+    with pytest.raises(ValueError, match=r"t\.parquet has more than one column x"):
+        CrystalDataset.from_parquet(path)
+    pq.write_table(table.append_column("immutable_id", pa.array([[1]])), path)
+    with pytest.raises(ValueError, match=r"t\.parquet: column immutable_id cannot be taken as text"):
+        CrystalDataset.from_parquet(path)
+    pq.write_table(table.append_column("immutable_id", pa.array([b"\xff"])), path)
+    with pytest.raises(ValueError, match=r"t\.parquet: column immutable_id cannot be taken as text"):
+        CrystalDataset.from_parquet(path)
+
+
+def test_whole_numbers_beyond_the_precision_of_labels_are_rounded(tmp_path):
+    pq.write_table(pa.table(good_columns() | {"hash": [2**60 + 1]}), tmp_path / "t.parquet")
+    assert CrystalDataset.from_parquet(tmp_path / "t.parquet").target("hash").tolist() == [2.0**60]
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip", "none"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, compression):
+    """Bytes overwritten or cut off anywhere: the file is read, or refused with its name."""
+    rng = np.random.default_rng(0)
+    table = pa.table({"immutable_id": [str(k) for k in range(50)]} | good_columns(50) | {"gap": rng.normal(size=50)})
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path, compression=compression)
+    whole = path.read_bytes()
+    refused = 0
+    for trial in range(40):
+        start = int(rng.integers(len(whole) - 16))
+        path.write_bytes(whole[:start] if trial % 4 == 0 else whole[:start] + rng.bytes(16) + whole[start + 16 :])
+        try:
+            CrystalDataset.from_parquet(path)
+        except ValueError as error:
+            assert "t.parquet" in str(error)  # noqa: PT017 - whether it is refused depends on the place
+            refused += "is not a readable Parquet file" in str(error)
+    assert refused > 10
+
+
+def test_a_corrupt_page_is_an_error_that_says_what_to_do(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(good_columns(200) | {"gap": np.zeros(200)}), path, compression="snappy")
+    page = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    start = page.dictionary_page_offset or page.data_page_offset
+    end = start + page.total_compressed_size
+    data[end - 8 : end] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file.*damaged.*write it anew"):
+        CrystalDataset.from_parquet(path)
 
 
 def test_a_folder_of_shards_is_one_data_set(tmp_path):
@@ -132,6 +196,17 @@ def test_a_folder_of_shards_is_one_data_set(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.parquet", [ROW | {"immutable_id": name}])
     assert CrystalDataset.from_parquet(tmp_path).ids.to_pylist() == ["a", "b"]
+
+    other = pa.table(good_columns() | {"immutable_id": ["c"], "energy": pa.array([3], pa.int64())})
+    pq.write_table(other, tmp_path / "c.parquet")
+    dataset = CrystalDataset.from_parquet(tmp_path)
+    assert dataset.ids.to_pylist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(dataset.target("gap"), [1, 1, np.nan])
+    np.testing.assert_array_equal(dataset.target("energy"), [np.nan, np.nan, 3])
+
+    (tmp_path / "d.parquet").write_text("no table")
+    with pytest.raises(ValueError, match=r"d\.parquet is not a readable Parquet file"):
+        CrystalDataset.from_parquet(tmp_path)
 
 
 def test_real_data_open_fast(shared):
