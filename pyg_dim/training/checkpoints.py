@@ -8,11 +8,9 @@ the run and a summary of its data. The mean and the spread of labels are buffers
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -26,6 +24,11 @@ SECTION: Final = "pyg_dim"
 FORMAT: Final = 1
 ENCODER_PREFIX: Final = "objective.encoder."
 """Where the parameters of the encoder lie in ``state_dict``."""
+_CONTENTS: Final[dict[str, type]] = {
+    "model": str, "encoder": dict, "options": dict, "options.encoder": dict, "data": dict, "data.source": str,
+    "data.crystals": int, "data.val": int, "data.fingerprint": int,
+}  # fmt: skip
+"""Entries of the section that are relied on, with their types; a dot leads into a dictionary."""
 
 
 def section(encoder: Encoder, options: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +62,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no checkpoint (foreign or truncated), or one of another program or a later version.
+        ValueError: the file cannot be read, is no checkpoint (foreign or truncated), is one of another program or a
+            later version, or lacks something; the message names the file and what is missing.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,16 +73,44 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch.load meets foreign bytes with errors of any type
         raise ValueError(f"{path} is not a readable checkpoint: truncated, or another kind of file") from error
+    _require_contents(checkpoint, path)
+    return checkpoint
+
+
+def _require_contents(checkpoint: Any, path: Path) -> None:
+    """Look once at everything that is relied on later."""
     if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
         raise ValueError(f"{path} is a PyTorch file but no checkpoint of a pyg_dim run: it has no {SECTION!r} section")
-    if checkpoint[SECTION]["format"] > FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {checkpoint[SECTION]['format']}, this version reads up to {FORMAT}; "
-            "upgrade pyg-dim"
-        )
-    return checkpoint
+    about = checkpoint[SECTION]
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: its {SECTION!r} section is a {type(about).__name__}, not a dict")
+    form = about.get("format")
+    if not isinstance(form, int):
+        raise ValueError(f"{path} is damaged: its {SECTION!r} section tells no format")
+    if form > FORMAT:
+        raise ValueError(f"{path} has checkpoint format {form}, this version reads up to {FORMAT}; upgrade pyg-dim")
+    for name, kind in _CONTENTS.items():
+        value: Any = about
+        for key in name.split("."):
+            if key not in value:
+                raise ValueError(f"{path} is damaged: its {SECTION!r} section has no {name!r}")
+            value = value[key]
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{path} is damaged: {name!r} of its {SECTION!r} section is a {type(value).__name__}, not a "
+                f"{kind.__name__}"
+            )
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not any(
+        isinstance(value, Tensor) and value.is_floating_point()
+        for name, value in state.items()
+        if str(name).startswith(ENCODER_PREFIX)
+    ):
+        raise ValueError(f"{path} is damaged: it has no parameters of an encoder under 'state_dict'")
 
 
 def load_encoder(path: str | Path) -> Encoder:

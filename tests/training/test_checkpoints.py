@@ -100,17 +100,108 @@ def test_a_truncated_file_is_named(checkpoint, tmp_path, share):
         read_checkpoint(broken)
 
 
-def test_foreign_files_are_named_and_run_no_code(tmp_path):
-    (tmp_path / "text.ckpt").write_text("model: sitenet\n")
+@pytest.mark.filterwarnings("ignore:.*weights_only.*", "ignore:.*protocol 4.*")
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"model: sitenet\nepochs: 3\n",
+        "# Über die Kristalle\nein Text, kein Modell\n".encode() * 50,
+        b"immutable_id,energy\n1,2.5\n",
+        b"",
+        bytes(4096),
+        b"PK\x03\x04" + bytes(200),
+        b"PAR1" + bytes(range(256)),
+        b"\x80\x02}",
+    ],
+    ids=["yaml", "text", "csv", "empty", "zeros", "zip", "parquet", "cut pickle"],
+)
+def test_foreign_files_are_named(tmp_path, contents):
+    (tmp_path / "foreign.ckpt").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"foreign\.ckpt is not a readable checkpoint"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*weights_only.*", "ignore:.*protocol 4.*")
+def test_a_hostile_file_runs_no_code(tmp_path):
     (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Command(tmp_path / "written")))
-    torch.save({"x": Command(tmp_path / "written")}, tmp_path / "hostile.ckpt")
-    for name in ("text", "pickle", "hostile"):
+    torch.save({SECTION: Command(tmp_path / "written")}, tmp_path / "torch.ckpt")
+    for name in ("pickle", "torch"):
         with pytest.raises(ValueError, match=rf"{name}\.ckpt is not a readable checkpoint"):
             read_checkpoint(tmp_path / f"{name}.ckpt")
     assert not (tmp_path / "written").exists()
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("contents", [{"state_dict": {}}, [1, 2], 3.5, torch.ones(2), {"x": torch.ones(2)}])
+def test_a_file_of_another_program_is_named(tmp_path, contents):
+    torch.save(contents, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt is a PyTorch file but no checkpoint of a pyg_dim run"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+def whole():
+    """The least that is a checkpoint."""
+    data = {"source": "x", "crystals": 1, "val": 0, "fingerprint": 1}
+    about = {"format": 1, "model": "sitenet", "encoder": {}, "options": {"encoder": {}}, "data": data}
+    return {SECTION: about, "state_dict": {"objective.encoder.weight": torch.ones(1)}}
+
+
+def test_the_least_checkpoint_is_read(tmp_path):
+    torch.save(whole(), tmp_path / "least.ckpt")
+    assert read_checkpoint(tmp_path / "least.ckpt")[SECTION]["model"] == "sitenet"
+
+
+@pytest.mark.parametrize("section", [None, [], "text", 7])
+def test_a_section_that_is_no_dictionary_is_named(tmp_path, section):
+    torch.save(whole() | {SECTION: section}, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: its 'pyg_dim' section is a .*, not a dict"):
+        read_checkpoint(tmp_path / "damaged.ckpt")
+
+
+@pytest.mark.parametrize("name", ["model", "encoder", "options", "options.encoder", "data", "data.fingerprint"])
+def test_what_a_section_lacks_is_named(tmp_path, name):
+    *parents, key = name.split(".")
+    contents = whole()
+    place = contents[SECTION]
+    for parent in parents:
+        place = place[parent]
+    place[key] = None
+    torch.save(contents, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=rf"damaged\.ckpt is damaged: '{name}' of its .* is a NoneType, not a"):
+        read_checkpoint(tmp_path / "damaged.ckpt")
+    del place[key]
+    torch.save(contents, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=rf"damaged\.ckpt is damaged: its 'pyg_dim' section has no '{name}'"):
+        read_checkpoint(tmp_path / "damaged.ckpt")
+
+
+@pytest.mark.parametrize("form", [None, "1"])
+def test_a_section_without_a_format_is_named(tmp_path, form):
+    contents = whole()
+    contents[SECTION]["format"] = form
+    torch.save(contents, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: its 'pyg_dim' section tells no format"):
+        read_checkpoint(tmp_path / "damaged.ckpt")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, {}, {"weight": torch.ones(1)}, {"objective.encoder.weight": 1.0}],
+    ids=["none", "empty", "other", "no"],
+)
+def test_a_checkpoint_without_parameters_is_named(tmp_path, state):
+    torch.save(whole() | {"state_dict": state}, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: it has no parameters of an encoder"):
+        load_encoder(tmp_path / "damaged.ckpt")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    torch.save(whole(), tmp_path / "locked.ckpt")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(ValueError, match=r"cannot read the checkpoint .*locked\.ckpt: Permission denied"):
+        read_checkpoint(tmp_path / "locked.ckpt")
 
 
 def test_writing_replaces_the_file_as_a_whole(options, monkeypatch):
