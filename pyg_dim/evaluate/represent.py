@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ def represent(
 ) -> tuple[Tensor, Tensor]:
     """Represent the crystals of a loader by the vectors of a frozen encoder.
 
-    The encoder runs in evaluation mode and without gradients; its modes and its device are restored afterwards.
+    The encoder runs in evaluation mode and without gradients; its modes and its device are restored afterwards. The
+    numbers of a batch are given to it in the precision of its parameters, so that a loader of 32 bit numbers serves an
+    encoder of 64 bits too; what was rounded by the loader stays rounded. The batches of the loader are left as they
+    are.
 
     Args:
         encoder: The encoder.
@@ -39,11 +43,17 @@ def represent(
     """
     home = _device(encoder)
     device = home if device is None else torch.device(device)
+    dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), None)
+
+    def given(value: Tensor) -> Tensor:
+        return value.to(device, dtype if value.is_floating_point() else None)
+
     vectors: list[Tensor] = []
     rows: list[Tensor] = []
     with torch.no_grad(), _frozen(encoder), _moved(encoder, home, device):
         for batch in loader:
-            vectors.append(encoder.readout(batch.to(device), kind).cpu())
+            # A copy, since PyG changes a batch in place.
+            vectors.append(encoder.readout(copy(batch).apply(given), kind).cpu())
             rows.append(batch[keys.ROW].cpu())
     if not rows:
         raise ValueError("the loader yields no crystal: there is nothing to represent")

@@ -25,6 +25,20 @@ def test_vectors_come_in_the_order_of_the_rows(crystals, encoder):
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batches_are_given_in_the_precision_of_the_encoder_and_left_as_they_are(crystals, encoder, dtype):
+    batches = list(CrystalLoader(crystals, encoder.graph, shuffle=False))
+    before = [batch.clone() for batch in batches]
+    expected, _ = represent(encoder, batches)
+    vectors, rows = represent(encoder.to(dtype), batches)
+    assert vectors.dtype == dtype
+    assert torch.equal(rows, torch.arange(60))
+    torch.testing.assert_close(vectors.float(), expected, rtol=1e-4, atol=1e-5)
+    for batch, old in zip(batches, before, strict=True):
+        assert all(torch.equal(batch[key], old[key]) for key in ("x", "edge_dist", "edge_index", "row"))
+        assert batch.x.dtype == torch.float32
+
+
 def test_full_begins_with_global(crystals, encoder):
     loader = CrystalLoader(crystals, encoder.graph, shuffle=False)
     full, _ = represent(encoder, loader, "full")
