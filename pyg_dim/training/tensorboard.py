@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -28,6 +27,9 @@ MOST_CRYSTALS = 2000
 SPREAD_FLOOR = 0.01
 """A dimension is collapsed when its standard deviation is below this share of the root mean square of all entries."""
 
+FEWEST_TO_SPREAD = 2
+"""Fewer crystals have no spread to measure."""
+
 ALARM = 0.5
 """Share of collapsed dimensions at which a warning is given."""
 
@@ -40,7 +42,8 @@ class RepresentationMonitor(Callback):
     deviation below 1 % of the root mean square of all entries; ``representation/effective_rank``, the exponential of
     the entropy of the normalised eigenvalues of the covariance (Roy and Vetterli 2007): D when all dimensions vary
     independently, 1 when they all say the same, 0 when nothing varies. ``representation/std`` is the histogram over
-    the dimensions. When half of the dimensions have collapsed, a warning is given, once.
+    the dimensions. When half of the dimensions have collapsed, a warning is given, once. Crystals whose representation
+    is not finite are left out; a warning, given once, says how many.
 
     The module must have the attribute ``encoder``. Only the first process computes.
 
@@ -57,25 +60,39 @@ class RepresentationMonitor(Callback):
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.loader = _sample(loader)
         self.every_n_epochs = every_n_epochs
-        self._warned = False
+        self._warned: set[str] = set()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not trainer.is_global_zero:
             return
         vectors, _ = represent(cast(Encoder, pl_module.encoder), self.loader)
+        finite = torch.isfinite(vectors).all(dim=1)
+        if not finite.all():
+            self._warn_once(
+                "not finite",
+                f"the representation of {int((~finite).sum())} of {finite.numel()} crystals is not finite; they are "
+                "left out of its statistics, and a lower learning rate may help",
+            )
+            vectors = vectors[finite]
+        if vectors.size(0) < FEWEST_TO_SPREAD:
+            return
         spread, scalars = representation_statistics(vectors)
         for name, value in scalars.items():
             pl_module.log(f"representation/{name}", value, rank_zero_only=True)
-        finite = spread[torch.isfinite(spread)]
-        for writer in _writers(trainer) if finite.numel() else ():
-            writer.add_histogram("representation/std", finite, trainer.global_step)
-        if scalars["collapsed_fraction"] >= ALARM and not self._warned:
-            self._warned = True
-            rank_zero_warn(
+        for writer in _writers(trainer):
+            writer.add_histogram("representation/std", spread, trainer.global_step)
+        if scalars["collapsed_fraction"] >= ALARM:
+            self._warn_once(
+                "collapsed",
                 f"the representation has collapsed: {scalars['collapsed_fraction']:.0%} of its dimensions are the same "
-                "for all crystals; a lower learning rate or a smaller weight of the KL term may help"
+                "for all crystals; a lower learning rate or a smaller weight of the KL term may help",
             )
+
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            rank_zero_warn(text)
 
 
 class EmbeddingProjector(Callback):
@@ -131,17 +148,15 @@ def representation_statistics(vectors: Tensor) -> tuple[Tensor, dict[str, float]
     """Measure the spread of representations over crystals.
 
     Args:
-        vectors: [n, D] representations.
+        vectors: [n, D] finite representations.
 
     Returns:
         The standard deviation of each dimension [D] and the scalars ``std_mean``, ``std_min``, ``collapsed_fraction``
-        and ``effective_rank`` (:class:`RepresentationMonitor`). A dimension with an entry that is not finite counts as
-        collapsed and makes the other scalars NaN.
+        and ``effective_rank`` (:class:`RepresentationMonitor`).
     """
     x = vectors.double()
     spread = x.std(dim=0, correction=0)
-    floor = (SPREAD_FLOOR * x.square().mean().sqrt()).nan_to_num(posinf=0.0)
-    alive = spread > floor
+    alive = spread > SPREAD_FLOOR * x.square().mean().sqrt()
     return spread, {
         "std_mean": float(spread.mean()),
         "std_min": float(spread.min()),
@@ -151,8 +166,6 @@ def representation_statistics(vectors: Tensor) -> tuple[Tensor, dict[str, float]
 
 
 def _effective_rank(x: Tensor) -> float:
-    if not torch.isfinite(x).all():
-        return math.nan
     power = torch.linalg.svdvals(x - x.mean(dim=0)).square()
     total = power.sum()
     return float(torch.special.entr(power / total).sum().exp()) if total > 0 else 0.0

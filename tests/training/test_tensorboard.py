@@ -113,12 +113,56 @@ def test_statistics_have_their_closed_form():
 
 @pytest.mark.parametrize(
     ("vectors", "rank"),
-    [(torch.zeros(5, 3), 0.0), (torch.full((5, 3), 0.3), 0.0), (torch.full((5, 3), math.nan), math.nan)],
+    [(torch.zeros(5, 3), 0.0), (torch.full((5, 3), 0.3), 0.0)],
 )
-def test_a_collapsed_or_broken_representation_counts_as_collapsed(vectors: torch.Tensor, rank: float):
+def test_a_constant_representation_counts_as_collapsed(vectors: torch.Tensor, rank: float):
     _, scalars = representation_statistics(vectors)
     assert scalars["collapsed_fraction"] == 1.0
-    assert scalars["effective_rank"] == pytest.approx(rank, nan_ok=True)
+    assert scalars["effective_rank"] == pytest.approx(rank)
+
+
+class BrokenMasses(Masses):
+    """Has no number for the first rows when it is evaluated; training goes on."""
+
+    def __init__(self, broken: int) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def represent(self, batch) -> Representation:
+        crystal = super().represent(batch).crystal
+        if not self.training:
+            crystal = crystal.masked_fill((batch.row < self.broken)[:, None], math.nan)
+        return Representation(crystal, crystal, batch.x)
+
+
+@pytest.mark.parametrize("broken", [3, 29, 30])
+def test_what_is_not_finite_is_said_to_be_so_and_not_collapsed(crystals: CrystalDataset, tmp_path: Path, broken: int):
+    encoder = BrokenMasses(broken)
+    loader = CrystalLoader(crystals, encoder.graph)
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, name="", version=""),
+        callbacks=[RepresentationMonitor(loader)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.warns(UserWarning, match="is not finite") as caught:
+        trainer.fit(Module(encoder), loader)
+    texts = [str(warning.message) for warning in caught]
+    assert sum(f"representation of {broken} of 30 crystals is not finite" in text for text in texts) == 1
+    assert not any("collapsed" in text for text in texts)
+    trainer.logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    if broken == 3:
+        encoder.eval()
+        expected = encoder(crystals.gather(torch.arange(3, 30))).std(dim=0, correction=0).mean()
+        (*_, last) = events.Scalars("representation/std_mean")
+        assert last.value == pytest.approx(expected.item(), rel=1e-4)
+    else:
+        assert "representation/std_mean" not in events.Tags()["scalars"]
 
 
 def test_the_monitor_logs_scalars_and_a_histogram(crystals: CrystalDataset, tmp_path: Path):
