@@ -117,16 +117,20 @@ def headline(table: pd.DataFrame) -> str:
         table: Rows with the columns of :data:`COLUMNS`.
 
     Returns:
-        In how many of the probes the trained encoder has the lower median error, and by how much; empty without
-        probes.
+        In how many of the probes the trained encoder has the lower median error, and by how much, over the probes in
+        which the untrained one has an error at all; empty without probes.
     """
     probes = table[table["section"] == "probe"]
     if probes.empty:
         return ""
     better = int((probes["trained_median"] < probes["untrained_median"]).sum())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        change = 100 * np.nanmedian(probes["trained_median"].to_numpy() / probes["untrained_median"].to_numpy() - 1)
-    return f"Training lowered the error in {better} of {len(probes)} probes; the median change is {change:+.1f} %."
+    text = f"Training lowered the error in {better} of {len(probes)} probes"
+    # Without an error there is nothing to be a share of: a constant label for example.
+    known = probes[(probes["untrained_median"] > 0) & probes["trained_median"].notna()]
+    if known.empty:
+        return f"{text}."
+    change = 100 * float((known["trained_median"] / known["untrained_median"] - 1).median())
+    return f"{text}; the median change is {change:+.1f} %."
 
 
 def print_summary(table: pd.DataFrame, notes: Sequence[str], console: Console) -> None:

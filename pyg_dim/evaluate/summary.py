@@ -38,6 +38,7 @@ def summarise(
     losses: Mapping[str, float],
     target: str | Sequence[str] | None = None,
     *,
+    notes: Sequence[str] = (),
     directory: str | Path | None = None,
     sizes: Sequence[int] = (100, 1000),
     repeats: int = 10,
@@ -60,6 +61,7 @@ def summarise(
         losses: Final values by tag, ``train/...`` and ``val/...``; other tags and ``detail/`` are not shown.
         target: A label of the data set, or several. By default its labels, the three most frequent ones if there are
             more, or the properties of :func:`pyg_dim.evaluate.intrinsic.intrinsic_targets` where there are none.
+        notes: What else is to be said of the run, in sentences that come before those of the comparison.
         directory: Where to write ``summary.csv`` and ``summary.md``; nothing is written by default.
         sizes: Numbers of labels; where none of them is available, half of the labels are used.
         repeats: Label subsets for each size.
@@ -80,7 +82,7 @@ def summarise(
         raise ValueError(
             f"{shared.numel()} rows are in both the training and the test rows, the first is {int(shared[0])}"
         )
-    notes: list[str] = []
+    notes = list(notes)
     targets = _targets(dataset, target, notes)
     pools, test = _rows_to_represent(targets, train_rows, test_rows, POOL * max(sizes), seed, notes)
     encoders = {TRAINED: trained, UNTRAINED: untrained}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import pandas as pd
 import pytest
@@ -107,6 +108,33 @@ def test_equal_encoders_tie(crystals, rows):
     assert (table["wins"] == 0).all()
     assert (table["losses"] == 0).all()
     assert headline(table).startswith("Training lowered the error in 0 of 12 probes; the median change is +0.0 %")
+
+
+@pytest.mark.parametrize(
+    ("untrained", "trained", "expected"),
+    [
+        ([0.0, 0.0], [0.0, 0.0], "0 of 2 probes."),
+        ([0.0, 2.0], [1.0, 1.0], "1 of 2 probes; the median change is -50.0 %."),
+        ([math.nan, 2.0], [1.0, math.nan], "0 of 2 probes."),
+    ],
+)
+def test_an_error_of_zero_is_no_share_of_anything(untrained, trained, expected):
+    table = pd.DataFrame({"section": "probe", "untrained_median": untrained, "trained_median": trained})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert headline(table) == f"Training lowered the error in {expected}"
+
+
+def test_notes_of_the_run_come_first(crystals, rows, tmp_path):
+    console = quiet()
+    summarise(
+        Volumes(0.0), Volumes(1.0), crystals, *rows, {}, notes=["local_level learned nothing"],
+        directory=tmp_path, repeats=2, console=console,
+    )  # fmt: skip
+    notes = [line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("- note")]
+    assert notes[0] == "- note: local_level learned nothing"
+    assert len(notes) > 1
+    assert "note: local_level learned nothing" in console.file.getvalue()
 
 
 def test_each_encoder_sees_each_crystal_once(crystals, rows):
