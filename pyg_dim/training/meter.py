@@ -15,8 +15,8 @@ class LossMeter:
     """Weighted means of the entries of loss dictionaries.
 
     Each batch counts with its number of crystals. An entry that has a companion ``<entry>/coverage`` counts with
-    crystals times coverage, so that batches in which it has no valid sample do not dilute it. The sums stay on the
-    device; reading a mean is the only step that waits for it.
+    crystals times coverage, so that batches in which it has no valid sample do not dilute it. A coverage that a batch
+    does not have is zero there. The sums stay on the device; reading a mean is the only step that waits for it.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,15 @@ class LossMeter:
     def means(self) -> dict[str, float]:
         """Means over this process by name, NaN where nothing was covered. Waits for the device."""
         totals: dict[str, tuple[float, float]] = {}
+        crystals = 0.0
         for names, sums in self._sums.items():
-            for name, value, weight in zip(names, *sums.tolist(), strict=True):
+            values, weights = sums.tolist()
+            # What has no companion, as the coverages themselves, counts with all crystals.
+            crystals += max(weights)
+            for name, value, weight in zip(names, values, weights, strict=True):
                 before = totals.get(name, (0.0, 0.0))
                 totals[name] = before[0] + value, before[1] + weight
+        totals |= {name: (value, crystals) for name, (value, _) in totals.items() if name.endswith(COVERAGE)}
         return {name: value / weight if weight else float("nan") for name, (value, weight) in totals.items()}
 
     def reduced_means(self) -> dict[str, float]:

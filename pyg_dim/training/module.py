@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.losses import JS_BASELINE
 from pyg_dim.models import Encoder
 from pyg_dim.training.checkpoints import SECTION
+from pyg_dim.training.coverage import scarce_text, starved_text
 from pyg_dim.training.meter import COVERAGE, LossMeter
+
+_logger = logging.getLogger(__name__)
 
 CHECK_EVERY: Final = 20
 """Steps between two looks at the loss; each waits for the device."""
@@ -50,11 +54,12 @@ class TrainingModule(LightningModule):
         self.about = dict(about)
         self.train_meter = LossMeter()
         self.val_meter = LossMeter()
+        self._coverage_told = False
 
     @property
     def encoder(self) -> Encoder:
         """What is trained."""
-        return self.objective.encoder  # type: ignore[return-value]
+        return cast(Encoder, self.objective.encoder)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with AMSGrad over all parameters."""
@@ -103,6 +108,8 @@ class TrainingModule(LightningModule):
         self._log_means("train", means)
         if any(name.startswith("js/") for name in means):
             self.log("baseline/js", JS_BASELINE, sync_dist=True)
+        if not self._coverage_told and self.trainer.is_global_zero:
+            self._tell_coverage(means)
 
     def require_finite(self, means: Mapping[str, float] | None = None) -> None:
         """Stop where the loss or a parameter is no longer a number. Waits for the device.
@@ -123,6 +130,15 @@ class TrainingModule(LightningModule):
                 f"{broken} is not a finite number in epoch {self.current_epoch + 1}: try an --lr below {self.lr:g}, "
                 "or --precision 32 if it was lower; checkpoints of earlier epochs are kept"
             )
+
+    def _tell_coverage(self, means: Mapping[str, float]) -> None:
+        """Say after the first epoch which false samples the data do not allow; curves alone are easily missed."""
+        self._coverage_told = True
+        starved, scarce = starved_text(means), scarce_text(means)
+        if starved is not None:
+            _logger.warning("%s", starved)
+        if scarce is not None:
+            _logger.info("%s", scarce)
 
     def _log_means(self, part: str, means: Mapping[str, float]) -> None:
         # A mean of nothing (a kind of false samples that was never possible) is no point of a curve.

@@ -39,6 +39,13 @@ def test_names_may_differ_between_batches():
     assert meter.means() == {"total": 2.0, "kind": 3.0}
 
 
+def test_a_coverage_that_a_batch_does_not_have_is_zero_there():
+    meter = LossMeter()
+    meter.update(losses(total=1.0, kind=3.0, kind__coverage=0.5), 2)
+    meter.update(losses(total=3.0), 6)
+    assert meter.means() == {"total": 2.5, "kind": 3.0, "kind/coverage": 0.125}
+
+
 def test_a_loss_that_is_not_finite_shows():
     meter = LossMeter()
     meter.update(losses(total=1.0), 2)
