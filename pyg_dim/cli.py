@@ -21,7 +21,7 @@ from pyg_dim import __version__
 from pyg_dim.models import MODELS
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
-from pyg_dim.training.options import CHANGEABLE, TrainOptions, descriptions
+from pyg_dim.training.options import TrainOptions, descriptions
 from pyg_dim.training.run import train
 
 INTERRUPTED = 128
@@ -101,7 +101,7 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
     Raises:
         SystemExit: after ``--help`` and ``--print-config`` (0), or for a wrong option (2).
         FileNotFoundError: no such checkpoint.
-        ValueError: an option out of range, or one that a resumed run cannot change.
+        ValueError: an option out of range, or a checkpoint of another architecture.
     """
     first = _look_ahead(arguments)
     saved: dict[str, Any] = {}
@@ -117,10 +117,7 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
     chosen = parser.parse_args(list(arguments))
     encoder = chosen.pop("encoder", Namespace())
     values = {entry.name: chosen[entry.name] for entry in fields(TrainOptions) if entry.name != "encoder"}
-    options = TrainOptions(**values, encoder=_plain(encoder))
-    if saved:
-        _require_unchanged(options, TrainOptions.from_dict(saved))
-    return options
+    return TrainOptions(**values, encoder=_plain(encoder))
 
 
 def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
@@ -181,16 +178,6 @@ def _known(parser: ArgumentParser, saved: dict[str, Any]) -> dict[str, Any]:
 def _plain(values: Namespace) -> dict[str, Any]:
     # A checkpoint is read with weights_only, where lists are welcome; tuples come from defaults.
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(values).items()}
-
-
-def _require_unchanged(options: TrainOptions, saved: TrainOptions) -> None:
-    for entry in fields(TrainOptions):
-        now, before = getattr(options, entry.name), getattr(saved, entry.name)
-        if entry.name not in CHANGEABLE and now != before:
-            raise ValueError(
-                f"--resume continues a run with the options it was started with, but {entry.name} was {before!r} and "
-                f"is now {now!r}: leave that out, or start a new run from its encoder with --init {options.resume}"
-            )
 
 
 class _LogHandler(logging.Handler):

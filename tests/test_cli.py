@@ -181,11 +181,53 @@ def test_user_errors_are_one_line_and_exit_with_1(arguments, capsys, tmp_path):
     assert capsys.readouterr().err.strip() == "error: --epochs must be at least 1; got 0"
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_no_traceback(arguments, capsys):
-    flags = [flag for flag in arguments if not flag.startswith("--accelerator")]
-    assert main([*flags, "--accelerator=gpu"]) == 1
-    assert re.fullmatch(r"error: .*gpu.*", capsys.readouterr().err.strip(), re.DOTALL)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--encoder.site_channels=-4"], r"--model sitenet cannot be built: .*site_channels.*-4"),
+        (["--encoder.site_channels=0"], r"--model sitenet cannot be built: .*site_channels.*"),
+        (["--encoder.pre_pool=[0]"], r"--model sitenet cannot be built: .*pre_pool.*"),
+        (["--encoder.attention_hidden=[]"], r"--model sitenet cannot be built: .*attention_hidden.*"),
+        (["--encoder.site_channels=99999999999999"], r"--model sitenet cannot be built: .*"),
+        (["--kinds="], r"Deep InfoMax needs at least one kind.*"),
+        (["--weight-decay=-1"], r"--weight-decay must be finite and not negative; got -1\.0"),
+        (["--seed=99999999999999999999"], r"--seed must .* got 99999999999999999999"),
+        (["--name=../elsewhere"], r"--name must be the name of one folder.*"),
+    ],
+)
+def test_values_out_of_range_are_one_line(arguments, capsys, tmp_path, flags, message):
+    assert main([*arguments, *flags]) == 1
+    assert re.fullmatch(f"error: {message}", capsys.readouterr().err.strip())
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_device_that_is_not_there_is_no_traceback(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([*arguments, "--accelerator=gpu"]) == 1
+    assert re.fullmatch(r"error: --accelerator gpu needs a CUDA device.*", capsys.readouterr().err.strip())
+
+
+def test_without_a_working_compiler_a_run_says_why_and_goes_on(arguments, capsys, monkeypatch):
+    def broken(function, **options):
+        raise RuntimeError("\nInvalidCxxCompiler: no working compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert main([*arguments, "--compile"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: torch.compile does not work here") == 1
+    assert "slower): InvalidCxxCompiler: no working compiler\n" in out
+    assert "epoch 1/1" in out
+
+
+def test_false_samples_that_are_impossible_are_told(arguments, capsys, tmp_path):
+    # Two sites a batch are one crystal, which has no other.
+    assert main([*arguments, "--batch-sites=2", "--kinds=other", "--epochs=2"]) == 0
+    out = capsys.readouterr().out
+    text = "not one valid false sample was found for local_level, global_level, so nothing is learned there"
+    assert out.count(f"warning: {text}: add kinds (--kinds), or raise --batch-sites") == 1
+    summary = (tmp_path / "runs" / "run" / "summary.md").read_text()
+    assert f"- note: training: {text}" in summary
+    assert "js/local" not in summary
 
 
 def test_unexpected_errors_keep_their_traceback(arguments, monkeypatch):
@@ -225,6 +267,14 @@ def test_resuming_takes_the_options_of_the_run(arguments, capsys, tmp_path):
     assert re.search(r"seed was 5 and is now 6.*--init .*last\.ckpt", capsys.readouterr().err)
     assert main(["train", f"--resume={last}", "--encoder.heads=2"]) == 1
     assert "encoder was" in capsys.readouterr().err
+    assert main(["train", f"--resume={last}", "--epochs=3", "--devices=2"]) == 1
+    assert "devices was 1 and is now 2" in capsys.readouterr().err
+    for flag in ("--name=other", f"--logdir={tmp_path / 'other'}"):
+        assert main(["train", f"--resume={last}", "--epochs=3", flag]) == 1
+        error = capsys.readouterr().err.strip()
+        assert re.fullmatch(r"error: --resume goes on in the folder of its checkpoint.*leave out --logdir.*", error)
+    assert main(["train", f"--resume={last}", "--epochs=2"]) == 1
+    assert re.fullmatch(r"error: the run is complete: raise --epochs to go on .*", capsys.readouterr().err.strip())
 
 
 def test_resuming_can_be_asked_for_in_a_file(arguments, tmp_path):

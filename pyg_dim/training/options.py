@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
@@ -9,15 +10,21 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 from pyg_dim.false_samples.transplant import DonorRule
 from pyg_dim.objectives.deep_infomax import KINDS
 from pyg_dim.objectives.supervised import LabelLoss
+from pyg_dim.training.devices import Accelerator
 
 Objective = Literal["deep_infomax", "supervised"]
-Accelerator = Literal["auto", "cpu", "gpu"]
 Precision = Literal["16", "32", "64", "bf16"]
 
 CHANGEABLE: Final = frozenset(
-    {"epochs", "precision", "accelerator", "devices", "compile", "data", "logdir", "name", "init", "resume"}
+    {"epochs", "precision", "accelerator", "compile", "data", "logdir", "name", "init", "resume"}
 )
-"""Options that a resumed run may change: where and how long it computes, and where its files lie, not what."""
+"""Options that a resumed run may change: where and how long it computes, not what.
+
+The number of devices stays: each has batches of its own, and the position among them is saved once. ``logdir`` and
+``name`` may only say where the run lies already.
+"""
+SEEDS: Final = 2**32
+"""Seeds are below this number, so that every generator of random numbers takes them."""
 
 _KINDS = ",".join(KINDS)
 
@@ -62,7 +69,7 @@ class TrainOptions:
         "zero"
     )
     precision: Annotated[Precision, "32 or 64 bit numbers, or mixed precision with 16 or bf16"] = "32"
-    accelerator: Annotated[Accelerator, "where to compute; auto takes a GPU where there is one"] = "auto"
+    accelerator: Annotated[Accelerator, "where to compute: gpu is CUDA; auto takes it where there is any"] = "auto"
     devices: Annotated[int, "number of devices (processes, on a CPU)"] = 1
     compile: Annotated[
         bool, "fuse the costly steps with torch.compile where a C++ compiler is found; the numbers are the same"
@@ -88,10 +95,17 @@ class TrainOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"--limit must be at least 2 crystals; got {self.limit}")
-        if not self.lr > 0:
-            raise ValueError(f"--lr must be positive; got {self.lr}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative; got {self.seed}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be positive and finite; got {self.lr}")
+        for name in ("weight_decay", "alpha", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be finite and not negative; got {getattr(self, name)}"
+                )
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"--seed must not be negative and lie below {SEEDS}; got {self.seed}")
+        if self.name is not None and not _is_folder_name(self.name):
+            raise ValueError(f"--name must be the name of one folder, without a path; got {self.name!r}; see --logdir")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction must lie in [0, 1); got {self.val_fraction}")
         if unknown := [kind for kind in self.false_kinds if kind not in KINDS]:
@@ -135,6 +149,10 @@ def descriptions() -> dict[str, tuple[Any, str]]:
     plain = get_type_hints(TrainOptions)
     annotated = get_type_hints(TrainOptions, include_extras=True)
     return {entry.name: (plain[entry.name], annotated[entry.name].__metadata__[0]) for entry in fields(TrainOptions)}
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name.strip()) and name not in (".", "..") and name.isprintable() and not set(name) & set("/\\")
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

@@ -25,11 +25,14 @@ from pyg_dim import models
 from pyg_dim.data import CrystalLoader
 from pyg_dim.evaluate.summary import probe_metrics, summarise
 from pyg_dim.training.callbacks import Interrupted, Progress, StopOnSignal
-from pyg_dim.training.checkpoints import read_checkpoint, require_model, section
+from pyg_dim.training.checkpoints import section
+from pyg_dim.training.coverage import coverage_notes
+from pyg_dim.training.devices import choose_device
 from pyg_dim.training.loaders import CrystalData
 from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
-from pyg_dim.training.setup import RunData, prepare_data, prepare_encoder, prepare_objective, require_same_data
+from pyg_dim.training.resume import ResumedRun
+from pyg_dim.training.setup import RunData, prepare_data, prepare_encoder, prepare_kernels, prepare_objective
 from pyg_dim.training.tensorboard import EmbeddingProjector, RepresentationMonitor
 
 _logger = logging.getLogger(__name__)
@@ -71,15 +74,20 @@ def train(options: TrainOptions) -> RunResult:
         Interrupted: Ctrl-C or SIGTERM; the run has been saved.
     """
     # What can be wrong is looked at before the data are read, which may take a while.
-    if options.resume is not None:
-        require_model(options.model, read_checkpoint(options.resume), options.resume)
+    accelerator = choose_device(options.accelerator)
+    resumed = None if options.resume is None else ResumedRun(options.resume, options.model)
     encoder, untrained = prepare_encoder(options)
     # From here on with the options of the architecture that were left to their defaults.
     options = replace(options, encoder=dict(encoder.config))
+    is_trained = False
+    if resumed is not None:
+        resumed.require_same_options(options)
+        is_trained = resumed.is_trained(options.epochs)
     data = prepare_data(options)
-    about_data = data.summary(options.data)
-    if options.resume is not None:
-        require_same_data(options.resume, about_data)
+    about_data = data.summary(options.data, options.targets)
+    if resumed is not None:
+        resumed.require_same_data(about_data)
+    prepare_kernels(options, encoder, accelerator)
     objective = prepare_objective(options, encoder, data)
     module = TrainingModule(
         objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
@@ -94,7 +102,7 @@ def train(options: TrainOptions) -> RunResult:
     stop = StopOnSignal(directory / LAST)
     checkpoints = _checkpoints(directory, "train/total" if loaders.val is None else "val/total")
     trainer = Trainer(
-        accelerator=options.accelerator,
+        accelerator=accelerator,
         devices=options.devices,
         strategy=_strategy(options),
         precision=_PRECISIONS[options.precision],  # type: ignore[arg-type]
@@ -117,6 +125,9 @@ def train(options: TrainOptions) -> RunResult:
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         trainer.fit(module, datamodule=loaders, ckpt_path=options.resume)
+        if is_trained:
+            # Nothing was left to fit, so nothing was measured.
+            trainer.validate(module, datamodule=loaders, verbose=False)
     if stop.signum is not None:
         raise Interrupted(directory / LAST, stop.signum)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -126,7 +137,10 @@ def train(options: TrainOptions) -> RunResult:
         torch.distributed.destroy_process_group()
     summary = None
     if trainer.is_global_zero:
-        summary = _summarise(options, data, module, untrained, metrics, directory, device)
+        notes = coverage_notes(metrics)
+        if is_trained:
+            notes.append("the run was taken up after its last epoch; its losses in training stand in TensorBoard alone")
+        summary = _summarise(options, data, module, untrained, metrics, notes, directory, device)
         if summary is not None:
             metrics |= probe_metrics(summary)
         _log_final(directory, options, data, metrics, trainer.global_step)
@@ -214,6 +228,7 @@ def _summarise(
     module: TrainingModule,
     untrained: dict[str, Tensor],
     metrics: dict[str, float],
+    notes: list[str],
     directory: Path,
     device: torch.device,
 ) -> pd.DataFrame | None:
@@ -232,6 +247,7 @@ def _summarise(
         data.val,
         _without_detail(metrics),
         options.targets or None,
+        notes=notes,
         directory=directory,
         seed=options.seed,
         batch_sites=options.batch_sites,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,8 @@ from pyg_dim import models
 from pyg_dim.data import CrystalDataset, load_dataset, split
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
-from pyg_dim.training.checkpoints import SECTION, load_encoder_state, read_checkpoint
+from pyg_dim.training.checkpoints import load_encoder_state, read_checkpoint
+from pyg_dim.training.devices import compile_fault
 from pyg_dim.training.options import TrainOptions
 
 _logger = logging.getLogger(__name__)
@@ -37,19 +36,23 @@ class RunData:
     train: Tensor
     val: Tensor
 
-    def summary(self, source: str) -> dict[str, Any]:
+    def summary(self, source: str, targets: Sequence[str] = ()) -> dict[str, Any]:
         """Plain values that tell this data from other data.
 
         Args:
             source: what the data were read from.
+            targets: labels that the run uses.
 
         Returns:
             "source", numbers of "crystals", "sites", "train", "val" and "left_out", and "fingerprint", a checksum of
-            the species and of the parts.
+            the crystals, the labels of the targets and the parts. It is the same in 32 and 64 bit numbers.
         """
+        dataset = self.dataset
+        geometry = (dataset.pos.float(), dataset.cell.float(), dataset.oxidation.float())
+        labels = [dataset.target(name) for name in targets]
         checksum = 0
-        for part in (self.dataset.z, self.train, self.val):
-            checksum = zlib.crc32(part.numpy().tobytes(), checksum)
+        for part in (dataset.z, dataset.ptr, *geometry, *labels, self.train, self.val):
+            checksum = zlib.crc32(part.contiguous().numpy().data, checksum)
         return {
             "source": source,
             "crystals": len(self.dataset),
@@ -97,7 +100,7 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
     """Build the encoder of a run.
 
     Args:
-        options: model, encoder, seed, init, resume and compile.
+        options: model, encoder, seed and init.
 
     Returns:
         The encoder, with the parameters of ``init`` where that is given, and a copy of the parameters that it has
@@ -105,18 +108,34 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: an unknown model or option of it, or a checkpoint that does not fit; the message names both.
+        ValueError: an unknown model, an option of it that is unknown or out of range, or a checkpoint that does not
+            fit; the message names both.
     """
     # Parameters follow from the seed alone, whatever was read before.
     torch.manual_seed(options.seed)
-    encoder = models.build(options.model, **options.encoder)
+    try:
+        encoder = models.build(options.model, **options.encoder)
+    except (ValueError, RuntimeError) as error:
+        # Also what the layers of an architecture say of their widths, in several lines.
+        raise ValueError(f"--model {options.model} cannot be built: {str(error).splitlines()[0]}") from error
     untrained = {name: value.clone() for name, value in encoder.state_dict().items()}
     if options.init is not None:
         load_encoder_state(encoder, read_checkpoint(options.init), options.init)
-    if options.compile and not has_compiler():
-        _logger.warning("no C++ compiler found: training without torch.compile (same numbers, slower)")
-    encoder.set_compile(options.compile and has_compiler())
     return encoder, untrained
+
+
+def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str) -> None:
+    """Let the encoder use torch.compile where that is wanted and works; a warning says where it does not.
+
+    Args:
+        options: compile.
+        encoder: the encoder of the run.
+        device: where it will run.
+    """
+    fault = compile_fault(device) if options.compile else None
+    if fault is not None:
+        _logger.warning("torch.compile does not work here: training without it (same numbers, slower): %s", fault)
+    encoder.set_compile(options.compile and fault is None)
 
 
 def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunData) -> DeepInfoMax | Supervised:
@@ -141,27 +160,3 @@ def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunD
     return DeepInfoMax(
         encoder, options.false_kinds, options.alpha, options.beta, isolate=options.isolate, donors=options.donors
     )
-
-
-def require_same_data(path: str | Path, summary: dict[str, Any]) -> None:
-    """Check that a resumed run reads the crystals that it was started on.
-
-    Args:
-        path: checkpoint of the run.
-        summary: of the data read now, from :meth:`RunData.summary`.
-
-    Raises:
-        ValueError: it does not.
-    """
-    before = read_checkpoint(path)[SECTION]["data"]
-    if before["fingerprint"] != summary["fingerprint"]:
-        raise ValueError(
-            f"{path} was trained on {before['crystals']} crystals of {before['source']}; {summary['source']} now gives "
-            f"{summary['crystals']}, or others: resume with the same data, or start a new run with --init {path}"
-        )
-
-
-def has_compiler() -> bool:
-    """Whether the C++ compiler that torch.compile calls on this platform is installed."""
-    name = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    return shutil.which(name) is not None

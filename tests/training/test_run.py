@@ -11,6 +11,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pyg_dim.data import CrystalLoader, load_dataset
+from pyg_dim.evaluate.represent import represent
 from pyg_dim.models import build
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import load_encoder, read_checkpoint
@@ -159,13 +161,6 @@ def test_handlers_of_signals_are_put_back(options):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_another_data_set_cannot_be_resumed(options):
-    chosen = options(epochs=1, val_fraction=0.0)
-    checkpoint = train(chosen).directory / "last.ckpt"
-    with pytest.raises(ValueError, match=r"was trained on 60 crystals of .* now gives 30.*--init"):
-        train(replace(chosen, limit=30, resume=str(checkpoint)))
-
-
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(options, monkeypatch):
     original = TrainingModule.training_step
 
@@ -220,6 +215,17 @@ def test_without_a_validation_part_there_is_no_comparison(options):
     assert result.summary is None
     assert not any(name.startswith("val/") for name in result.metrics)
     assert (result.directory / "best.ckpt").exists()
+
+
+def test_an_encoder_of_64_bits_represents_a_loader_of_32(options):
+    encoder = load_encoder(train(options(precision="64", epochs=1, val_fraction=0.0)).directory / "last.ckpt")
+    loaders = [
+        CrystalLoader(load_dataset(options().data, dtype=dtype), encoder.graph, shuffle=False)
+        for dtype in (torch.float32, torch.float64)
+    ]
+    rounded, exact = (represent(encoder, loader)[0] for loader in loaders)
+    assert rounded.dtype == exact.dtype == torch.float64
+    torch.testing.assert_close(rounded, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["64", "bf16"])

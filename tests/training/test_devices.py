@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyg_dim.training import setup
+from pyg_dim.training.devices import choose_device, compile_fault
+from pyg_dim.training.setup import prepare_encoder, prepare_kernels
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cuda", "expected"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("gpu", True, "cuda"), ("cpu", True, "cpu")],
+)
+def test_a_gpu_is_a_cuda_device(monkeypatch, accelerator, cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    # Apple's are passed over.
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(accelerator) == expected
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"--accelerator gpu needs a CUDA device.*use --accelerator cpu or auto"):
+        choose_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("\n  No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1"),
+            "No working C++ compiler found",
+        ),
+        (OSError(2, "No such file or directory"), "[Errno 2] No such file or directory"),
+        (ImportError(), "ImportError"),
+    ],
+)
+@pytest.mark.parametrize("when", ["compile", "call", "backward"])
+def test_any_error_of_a_compiler_is_a_reason(monkeypatch, error, reason, when):
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise error
+
+    def fail(*arguments, **options):
+        raise error
+
+    ways = {"compile": fail, "call": lambda function, **options: fail, "backward": lambda function, **o: Broken.apply}
+    monkeypatch.setattr(torch, "compile", ways[when])
+    assert compile_fault("cpu") == reason
+
+
+def test_a_compiler_that_works_has_no_fault(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    assert compile_fault("cpu") is None
+
+
+@pytest.mark.parametrize(("wanted", "fault"), [(True, None), (True, "broken"), (False, None)])
+def test_kernels_are_fused_where_wanted_and_possible(options, monkeypatch, caplog, wanted, fault):
+    tried = []
+    monkeypatch.setattr(setup, "compile_fault", lambda device: tried.append(device) or fault)
+    chosen = options(compile=wanted)
+    encoder, _ = prepare_encoder(chosen)
+    prepare_kernels(chosen, encoder, "cpu")
+    assert encoder.compiled == (wanted and fault is None)
+    assert tried == (["cpu"] if wanted else [])
+    assert [record.getMessage() for record in caplog.records] == (
+        ["torch.compile does not work here: training without it (same numbers, slower): broken"] if fault else []
+    )
