@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -203,7 +204,8 @@ def _show_log() -> None:
 
 @rank_zero_only
 def _show_interruption(stop: Interrupted, prog: str) -> None:
-    print(f"\n{stop}\nresume with: {prog} --resume {stop.checkpoint}")
+    again = f"resume with: {prog} --resume {shlex.quote(str(stop.checkpoint))}" if stop.checkpoint else "start it anew"
+    print(f"\n{stop}\n{again}")
 
 
 @rank_zero_only

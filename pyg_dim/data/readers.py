@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def _parse_cif(file: Path) -> Any:
 
 
 def _read_labels(file: Path, names: list[str], report: ImportReport) -> dict[str, list[float]]:
-    lines = _csv_lines(file)
+    # Some write the identifier with the ending of the file.
+    lines = [(number, [re.sub(r"\.cif$", "", name, flags=re.I), *cells]) for number, (name, *cells) in _csv_lines(file)]
     if not lines or len(lines[0][1]) < 2:
         raise ValueError(f"{file}: expected lines of an identifier and a value, separated by a comma")
     name, *cells = lines[0][1]

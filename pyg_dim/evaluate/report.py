@@ -184,8 +184,9 @@ def write_summary(table: pd.DataFrame, notes: Sequence[str], directory: Path) ->
 def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     losses = table[table["section"] == "loss"].to_dict("records")
     if losses:
+        has_baseline = any(not math.isnan(row["baseline"]) for row in losses)
         yield (
-            "Losses (2 ln 2: a critic that knows nothing)",
+            "Losses" + (" (2 ln 2: a critic that knows nothing)" if has_baseline else ""),
             ["loss", "train", "val", "2 ln 2", "val is"],
             [
                 [row["name"], *(_number(row[key], 4) for key in ("train", "val", "baseline")), _verdict(row)]

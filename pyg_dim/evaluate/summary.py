@@ -60,7 +60,8 @@ def summarise(
         test_rows: [m] rows to measure on, none of them in ``train_rows``.
         losses: Final values by tag, ``train/...`` and ``val/...``; other tags and ``detail/`` are not shown.
         target: A label of the data set, or several. By default its labels, the three most frequent ones if there are
-            more, or the properties of :func:`pyg_dim.evaluate.intrinsic.intrinsic_targets` where there are none.
+            more. Where none of them has a value, the properties of
+            :func:`pyg_dim.evaluate.intrinsic.intrinsic_targets` take their place.
         notes: What else is to be said of the run, in sentences that come before those of the comparison.
         directory: Where to write ``summary.csv`` and ``summary.md``; nothing is written by default.
         sizes: Numbers of labels; where none of them is available, half of the labels are used.
@@ -133,14 +134,18 @@ def probe_metrics(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _targets(dataset: CrystalDataset, target: str | Sequence[str] | None, notes: list[str]) -> dict[str, Tensor]:
-    if target:
-        return {name: dataset.target(name) for name in ([target] if isinstance(target, str) else target)}
-    if not dataset.labels:
+    asked = ([target] if isinstance(target, str) else target) if target else list(dataset.labels)
+    known = {name: int(torch.isfinite(dataset.target(name)).sum()) for name in asked}
+    empty = [name for name, count in known.items() if not count]
+    if empty:
+        notes.append(f"labels without any value, not probed: {', '.join(empty)}")
+    frequent = sorted((name for name in asked if known[name]), key=lambda name: -known[name])
+    if not frequent:
         return intrinsic_targets(dataset)
-    frequent = sorted(dataset.labels, key=lambda name: -int(torch.isfinite(dataset.labels[name]).sum()))
-    if len(frequent) > MOST_TARGETS:
+    if not target and len(frequent) > MOST_TARGETS:
         notes.append(f"labels that are not probed: {', '.join(frequent[MOST_TARGETS:])} (name one as the target)")
-    return {name: dataset.labels[name] for name in frequent[:MOST_TARGETS]}
+        frequent = frequent[:MOST_TARGETS]
+    return {name: dataset.labels[name] for name in frequent}
 
 
 def _rows_to_represent(

@@ -24,15 +24,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
-    """A run was asked to stop and has been saved.
+    """A run was asked to stop.
 
     Args:
-        checkpoint: where it was saved.
+        checkpoint: where it was saved; None where it had nothing to save yet.
         signum: the signal that asked.
+        cut_short: whether the step under way could not be finished, so that what is saved is older.
     """
 
-    def __init__(self, checkpoint: Path, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; saved in {checkpoint}")
+    def __init__(self, checkpoint: Path | None, signum: int, cut_short: bool = False) -> None:
+        saved = "nothing was saved yet" if checkpoint is None else f"saved in {checkpoint}"
+        if cut_short and checkpoint is not None:
+            saved += " as it was before the present epoch"
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
         self.checkpoint = checkpoint
         self.signum = signum
 

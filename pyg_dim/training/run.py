@@ -33,7 +33,7 @@ from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
 from pyg_dim.training.resume import ResumedRun
 from pyg_dim.training.setup import RunData, prepare_data, prepare_encoder, prepare_kernels, prepare_objective
-from pyg_dim.training.tensorboard import EmbeddingProjector, RepresentationMonitor
+from pyg_dim.training.tensorboard import EmbeddingProjector, LossCharts, RepresentationMonitor
 
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +124,14 @@ def train(options: TrainOptions) -> RunResult:
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        trainer.fit(module, datamodule=loaders, ckpt_path=options.resume)
+        try:
+            trainer.fit(module, datamodule=loaders, ckpt_path=options.resume)
+        except Exception as error:
+            # Ctrl-C reaches the compilers that torch.compile has started too: what breaks then is no error of the run.
+            if stop.signum is None:
+                raise
+            saved = directory / LAST
+            raise Interrupted(saved if saved.exists() else None, stop.signum, cut_short=True) from error
         if is_trained:
             # Nothing was left to fit, so nothing was measured.
             trainer.validate(module, datamodule=loaders, verbose=False)
@@ -204,7 +211,8 @@ def _monitors(options: TrainOptions, data: RunData, loaders: CrystalData) -> lis
     """What is shown of the representations: those of the validation part, or of the training part without one."""
     shown = loaders.train if loaders.val is None else loaders.val
     target = options.targets[0] if options.targets else None
-    return [RepresentationMonitor(shown), EmbeddingProjector(shown, target)]
+    charts = [LossCharts()] if options.objective == "deep_infomax" else []
+    return [*charts, RepresentationMonitor(shown), EmbeddingProjector(shown, target)]
 
 
 def _checkpoints(directory: Path, monitor: str) -> list[Callback]:

@@ -81,6 +81,9 @@ def prepare_data(options: TrainOptions) -> RunData:
     dtype = torch.float64 if options.precision == "64" else torch.float32
     dataset = load_dataset(options.data, max_sites=options.max_sites, oxidation=options.oxidation, dtype=dtype)
     labels = [dataset.target(name) for name in options.targets]
+    for name, label in zip(options.targets, labels, strict=True):
+        if not label.isfinite().any():
+            _logger.warning("%s has no value of %s: it cannot be probed", options.data, name)
     if options.objective == "supervised":
         known = torch.stack(labels, dim=1).isfinite().any(dim=1)
         if not known.any():
@@ -132,6 +135,8 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
         encoder: the encoder of the run.
         device: where it will run.
     """
+    if options.compile:
+        _logger.info("torch.compile: the first steps take up to a minute longer; --no-compile does without")
     fault = compile_fault(device) if options.compile else None
     if fault is not None:
         _logger.warning("torch.compile does not work here: training without it (same numbers, slower): %s", fault)

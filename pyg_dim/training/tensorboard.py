@@ -34,6 +34,19 @@ ALARM = 0.5
 """Share of collapsed dimensions at which a warning is given."""
 
 
+class LossCharts(Callback):
+    """Put the Jensen-Shannon losses of a level and their baseline into one chart, on the page "Custom Scalars"."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the layout of the page."""
+        charts = {
+            f"js/{where}": ["Multiline", [f"train/js/{where}", f"val/js/{where}", "baseline/js"]]
+            for where in ("local", "global")
+        }
+        for writer in _writers(trainer):
+            writer.add_custom_scalars({"losses": charts})
+
+
 class RepresentationMonitor(Callback):
     """Log how far the global representations of different crystals spread: an alarm for collapse.
 

@@ -51,6 +51,13 @@ def test_labels_beside_the_files(folder):
     assert report.notes[:2] == [missing, "id_prop.csv: 1 lines without a CIF file (other)"]
 
 
+def test_identifiers_may_have_the_ending_of_the_file(folder):
+    (folder / "id_prop.csv").write_text("salt.cif,5.0\ncscl.CIF,1\n")
+    raw, report = read_cif_folder(folder)
+    assert dict(zip(raw.ids.to_pylist(), raw.labels["target"], strict=True))["salt"] == 5.0
+    assert not any("without a CIF file" in note for note in report.notes)
+
+
 def test_named_labels_and_unreadable_values(folder):
     (folder / "id_prop.csv").write_text("id,gap,energy\nsalt,5.0,nan\ncscl,wide,-3\n")
     raw, report = read_cif_folder(folder)

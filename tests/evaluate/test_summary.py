@@ -143,6 +143,16 @@ def test_each_encoder_sees_each_crystal_once(crystals, rows):
     assert trained.passes == 1
 
 
+def test_crystals_with_no_label_at_all_are_probed_on_intrinsic_targets(crystals, rows):
+    crystals.labels = {"gap": torch.full((60,), torch.nan, dtype=torch.float64)}
+    console = quiet()
+    table = summarise(
+        Volumes(0.0), Volumes(5.0), crystals, *rows, LOSSES, "gap", sizes=(20,), repeats=2, console=console
+    )
+    assert set(table.loc[table["section"] == "probe", "name"]) == set(intrinsic_targets(crystals))
+    assert "not probed: gap" in console.file.getvalue()
+
+
 def test_labels_with_gaps(crystals, rows):
     train, test = rows
     label = intrinsic_targets(crystals)["density"].clone()
@@ -160,7 +170,7 @@ def test_labels_with_gaps(crystals, rows):
     assert "band_gap: 1000 labels are skipped: 34 training rows have one" in printed
     missing = "without a label and left out are 6 of 40 training rows and 3 of 20 test rows"
     assert f"band_gap: {missing}" in printed
-    assert "empty: not probed, 0 training rows and 0 test rows have a label" in printed
+    assert "labels without any value, not probed: empty" in printed
 
 
 def test_a_small_set_is_probed_with_half_of_its_labels(crystals, rows):

@@ -43,6 +43,30 @@ def interrupt_at(monkeypatch, step, signum=signal.SIGINT):
     return seen
 
 
+def test_what_a_signal_breaks_below_a_step_is_no_error_of_the_run(options, monkeypatch):
+    """Ctrl-C reaches the compilers of torch.compile as well, and their failure comes back as an exception."""
+
+    def broken(self, batch, batch_idx):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("the compiler was interrupted")
+
+    monkeypatch.setattr(TrainingModule, "training_step", broken)
+    with pytest.raises(Interrupted, match="nothing was saved yet") as stop:
+        train(options())
+    assert stop.value.checkpoint is None
+    monkeypatch.setattr(TrainingModule, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(options())
+
+
+def test_losses_and_their_baseline_share_a_chart(options):
+    directory = train(options()).directory
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    (plugin,) = [name for name in events.summary_metadata if "custom_scalars" in name]
+    assert b"baseline/js" in events.Tensors(plugin)[0].tensor_proto.string_val[0]
+
+
 def test_a_run_leaves_checkpoints_options_events_and_a_summary(options):
     chosen = options()
     result = train(chosen)
