@@ -69,6 +69,6 @@ def test_kernels_are_fused_where_wanted_and_possible(options, monkeypatch, caplo
     prepare_kernels(chosen, encoder, "cpu")
     assert encoder.compiled == (wanted and fault is None)
     assert tried == (["cpu"] if wanted else [])
-    assert [record.getMessage() for record in caplog.records] == (
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == (
         ["torch.compile does not work here: training without it (same numbers, slower): broken"] if fault else []
     )
