@@ -28,7 +28,7 @@ def other_targets(
     Returns:
         ([G] target groups, [G] bool: the target lies in another crystal).
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.5 (the lower bound on mutual information).
+    Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 2 and 6.
     """
     order = torch.randperm(num_groups, device=device, generator=generator)
     target = torch.empty_like(order).index_copy_(0, order, order.roll(-1))

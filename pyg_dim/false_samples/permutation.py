@@ -24,7 +24,7 @@ def permutation(batch: Any, *, generator: torch.Generator | None = None) -> Corr
     Returns:
         The corruption, of one kind, for crystal levels.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.5 and 2.7, fig. 5.
+    Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.7 and fig. 5.
     """
     false = relabel(batch, random_order(batch.batch, generator))
     occurs = sites_occur(

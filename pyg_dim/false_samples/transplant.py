@@ -114,7 +114,7 @@ def transplant(
     Raises:
         ValueError: unknown kind or donor rule.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, sec. 2.5 and fig. 5 (false composition, false structure).
+    Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 5 (kinds of false samples) and sec. 2.7 (composition).
     """
     if unknown := set(kinds) - set(TRANSPLANT_KINDS):
         raise ValueError(f"unknown kinds of transplants {sorted(unknown)}; known: {', '.join(TRANSPLANT_KINDS)}")

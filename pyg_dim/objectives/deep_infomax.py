@@ -86,7 +86,7 @@ class DeepInfoMax(nn.Module):
     Raises:
         ValueError: unknown or no kind, unknown donor rule, negative weight.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6, sec. 2.4, 2.5.
+    Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6, sec. 2.4.
     """
 
     def __init__(

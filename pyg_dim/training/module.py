@@ -40,7 +40,8 @@ class TrainingModule(LightningModule):
         seed: seed of the run.
         about: plain values that every checkpoint carries, from :func:`pyg_dim.training.checkpoints.section`.
 
-    Source: AMSGrad, eps 1e-7, learning rate and weight decay of table 1, Moran et al., Digital Discovery 2025, 4, 790.
+    Source: AMSGrad, eps 1e-7, learning rate and weight decay of the configuration that was published with Moran et al.,
+    Digital Discovery 2025, 4, 790 (``compact_dim_klnorm.yaml``).
     """
 
     def __init__(

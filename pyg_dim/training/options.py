@@ -33,7 +33,8 @@ _KINDS = ",".join(KINDS)
 class TrainOptions:
     """Options of a training run; plain values only, so that they can be read from any file without running code.
 
-    The defaults of the optimiser and of the loss are those of table 1 of Moran et al., Digital Discovery 2025, 4, 790.
+    The defaults of the optimiser and of the loss are those of the configuration that was published with Moran et al.,
+    Digital Discovery 2025, 4, 790 (``compact_dim_klnorm.yaml``).
     Each field carries its description in its annotation, see :func:`descriptions`.
 
     Raises:

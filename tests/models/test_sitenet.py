@@ -118,7 +118,7 @@ def test_compiled_equals_eager_in_value_and_gradient(batch_of) -> None:
         close(compiled, eager)
 
 
-def test_table_1_is_the_default(batch_of) -> None:
+def test_default_lengths(batch_of) -> None:
     model = build("sitenet").double()
     assert model.channels == 128
     assert model(batch_of(["NaCl"])).shape == (1, 128)
