@@ -184,3 +184,11 @@ def test_errors() -> None:
         build("sitenet", local_channels=-2)
     with pytest.raises(ValueError, match="global, full"):
         SiteNet(**SMALL).readout(None, "local")
+
+
+def test_levels_know_what_they_are_of_where_every_crystal_has_one_site(batch_of, relabelled, generator) -> None:
+    """Sizes cannot tell sites from crystals there."""
+    batch = batch_of(["Cu", relabelled("Cu", [28])])
+    losses = DeepInfoMax(SiteNet(**SMALL).double())(batch, generator)
+    assert losses["js/local"] == losses["detail/local_level/js"]
+    assert losses["js/global"] == losses["detail/global_level/js"]
