@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyg_dim.data.batch import CrystalBatch
     from pyg_dim.data.dataset import CrystalDataset
-    from pyg_dim.data.graphs import DenseSupercell
+    from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors
     from pyg_dim.data.load import load_dataset
     from pyg_dim.data.loader import CrystalLoader
     from pyg_dim.data.splits import split
 
-__all__ = ["CrystalBatch", "CrystalDataset", "CrystalLoader", "DenseSupercell", "load_dataset", "split"]
+__all__ = [
+    "CrystalBatch",
+    "CrystalDataset",
+    "CrystalLoader",
+    "DenseSupercell",
+    "NearestNeighbors",
+    "load_dataset",
+    "split",
+]
 
 _MODULES = {
     "CrystalBatch": "batch",
     "CrystalDataset": "dataset",
     "CrystalLoader": "loader",
     "DenseSupercell": "graphs",
+    "NearestNeighbors": "graphs",
     "load_dataset": "load",
     "split": "splits",
 }

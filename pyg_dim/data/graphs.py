@@ -6,6 +6,7 @@ import torch
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.minimum_image import minimum_image
+from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
 
 
@@ -74,3 +75,60 @@ class DenseSupercell:
         )
         batch.edge_dist = length.to(batch.pos.dtype)
         return batch
+
+
+class NearestNeighbors:
+    """CGCNN's graph: edges to every site from its k nearest neighbours within a cutoff, its own images among them.
+
+    Edges are sorted by target, then by distance; equal distances (:data:`~pyg_dim.data.neighbors.TIE`) by source, which
+    also decides between equally distant neighbours where only some of them are among the k nearest. A site with fewer
+    neighbours gets fewer edges, or padding. Source: Xie and Grossman, Phys. Rev. Lett. 2018, 120, 145301.
+
+    Args:
+        k: number of neighbours.
+        cutoff: largest distance, in angstrom.
+        pad: fill up to k edges as the authors' program does, from the first site of the crystal, with shift zero and
+            length ``cutoff + 1``; such edges take part like real ones.
+
+    Raises:
+        ValueError: ``k`` or ``cutoff`` is not positive.
+    """
+
+    def __init__(self, k: int = 12, cutoff: float = 8.0, pad: bool = False) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        if not 0 < cutoff < float("inf"):
+            raise ValueError(f"cutoff must be a positive length in angstrom, not {cutoff}")
+        self.k, self.cutoff, self.pad = k, cutoff, pad
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(k={self.k}, cutoff={self.cutoff}, pad={self.pad})"
+
+    def __call__(self, batch: CrystalBatch) -> CrystalBatch:
+        """Add the edges to a batch.
+
+        Lengths are computed in float64 and rounded to the type of ``pos``.
+
+        Args:
+            batch: crystals with pos, cell and ptr (and batch, for padding); changed in place.
+
+        Returns:
+            The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
+        """
+        found = nearest_neighbors(batch.pos, batch.cell, batch.ptr, self.k, self.cutoff)
+        if self.pad:
+            found = self._padded(found, batch)
+        batch.edge_index = torch.stack([found.source, found.target])
+        batch.edge_shift = found.shift
+        batch.edge_dist = found.distance.to(batch.pos.dtype)
+        return batch
+
+    def _padded(self, found: Neighbors, batch: CrystalBatch) -> Neighbors:
+        target = torch.arange(batch.pos.size(0), device=batch.pos.device).repeat_interleave(self.k)
+        place = target_places(found.target, batch.pos.size(0)) + found.target * self.k
+        return Neighbors(
+            batch.ptr[batch.batch[target]].index_copy(0, place, found.source),
+            target,
+            found.shift.new_zeros(target.numel(), 3).index_copy(0, place, found.shift),
+            found.distance.new_full(target.shape, self.cutoff + 1).index_copy(0, place, found.distance),
+        )

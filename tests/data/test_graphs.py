@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim.data.graphs import DenseSupercell
+from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors
+from pyg_dim.data.neighbors import neighbors_within
 from pyg_dim.data.supercell import nearly_cubic
 
 
@@ -160,3 +161,50 @@ def test_limit_on_sites(dataset):
     assert repr(DenseSupercell(7)) == "DenseSupercell(max_sites=7)"
     with pytest.raises(ValueError, match="max_sites"):
         DenseSupercell(0)
+
+
+def test_nearest_neighbours_are_the_first_of_all(dataset):
+    batch = NearestNeighbors(5, 8.0)(dataset.gather(torch.arange(len(dataset))))
+    every = neighbors_within(batch.pos, batch.cell, batch.ptr, 8.0)
+    source, target = batch.edge_index
+    assert torch.bincount(target).tolist() == [5] * batch.num_nodes
+    assert (target.diff() >= 0).all()
+    for site in range(batch.num_nodes):
+        mine, theirs = target == site, every.target == site
+        assert source[mine].equal(every.source[theirs][:5])
+        assert batch.edge_shift[mine].equal(every.shift[theirs][:5])
+        assert batch.edge_dist[mine].equal(every.distance[theirs][:5])
+
+
+def test_missing_neighbours_are_left_out_or_padded(make_dataset):
+    """Two sites that see each other alone, one that sees nothing, and a crystal with plenty."""
+    box, dense = 40 * np.eye(3), 3 * np.eye(3)
+    crystals = [([11], np.zeros((1, 3)), dense), ([1, 2], [[0, 0, 0], [0, 0, 1.5]], box), ([3], np.ones((1, 3)), box)]
+    rows_ = torch.arange(3)
+    plain = NearestNeighbors(4, 8.0)(make_dataset(crystals).gather(rows_))
+    assert plain.edge_index.tolist() == [[0, 0, 0, 0, 2, 1], [0, 0, 0, 0, 1, 2]]
+    padded = NearestNeighbors(4, 8.0, pad=True)(make_dataset(crystals).gather(rows_))
+    assert padded.edge_index[1].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert padded.edge_index[0].tolist() == [0] * 4 + [2, 1, 1, 1] + [1, 1, 1, 1] + [3] * 4
+    expected = [3.0] * 4 + [1.5, 9, 9, 9] * 2 + [9.0] * 4
+    torch.testing.assert_close(padded.edge_dist, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert padded.edge_shift[:4].equal(plain.edge_shift[:4])
+    assert padded.edge_shift[:4].abs().sum() == 4
+    assert padded.edge_shift[4:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_nearest_neighbours_keep_the_type_of_the_positions(make_dataset, random_crystal, pad):
+    crystal = random_crystal(np.random.default_rng(1), 4)
+    batch = NearestNeighbors(pad=pad)(make_dataset([crystal], dtype=torch.float32).gather(torch.tensor([0])))
+    assert batch.edge_dist.dtype == torch.float32
+    assert batch.edge_index.dtype == batch.edge_shift.dtype == torch.int64
+
+
+def test_nearest_neighbours_check_their_arguments():
+    assert repr(NearestNeighbors(6, 5.0, True)) == "NearestNeighbors(k=6, cutoff=5.0, pad=True)"
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        NearestNeighbors(0)
+    for cutoff in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="cutoff must be a positive length"):
+            NearestNeighbors(cutoff=cutoff)

@@ -1,0 +1,188 @@
+import numpy as np
+import pytest
+import torch
+
+from pyg_dim.data import neighbors
+from pyg_dim.data.neighbors import nearest_neighbors, neighbors_within
+
+SHEAR = np.array([[1.0, 0, 0], [9, 1, 0], [-7, 12, 1]])
+CELLS = {
+    "cubic": 4.0 * np.eye(3),
+    "fcc": 2.1 * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]]),
+    "skewed": SHEAR @ np.diag([3.5, 4.0, 4.5]),
+    "very skewed": np.array([[1.0, 0, 0], [35, 1, 0], [-27, 51, 1]]) @ np.diag([4.0, 4.2, 3.9]),
+    "flat": np.diag([14.0, 15.0, 1.6]) + 0.2,
+    "long": np.array([[2.3, 0.4, 0], [-0.3, 2.6, 0.1], [0.5, 0.2, 31.0]]),
+    "tiny": np.array([[1.1, 0.1, 0], [0, 1.2, 0.2], [0.3, 0, 1.0]]),
+    "left-handed": np.array([[0.0, 4, 0.3], [5, 0.2, 0], [0.1, 0, 6]]),
+}
+
+
+def packed(crystals):
+    """pos, cell and ptr of (positions, cell) pairs."""
+    count = torch.tensor([0] + [len(pos) for pos, _ in crystals])
+    pos = torch.from_numpy(np.concatenate([pos for pos, _ in crystals]))
+    return pos, torch.from_numpy(np.stack([cell for _, cell in crystals])), count.cumsum(0)
+
+
+def listed(found):
+    """(target, source, image, distance) rows in an order that does not depend on ties."""
+    keys = torch.cat([found.target[:, None], found.source[:, None], found.shift], dim=1).tolist()
+    return sorted(zip(map(tuple, keys), found.distance.tolist(), strict=True))
+
+
+def reference(pos, cell, ptr, cutoff):
+    from pymatgen.core import Lattice, Structure
+
+    rows = []
+    for crystal, matrix in enumerate(cell.numpy()):
+        first, end = int(ptr[crystal]), int(ptr[crystal + 1])
+        structure = Structure(
+            Lattice(matrix),
+            ["H"] * (end - first),
+            pos[first:end].numpy(),
+            coords_are_cartesian=True,
+            to_unit_cell=False,
+        )
+        centre, point, image, length = structure.get_neighbor_list(cutoff)
+        rows += [
+            ((int(i) + first, int(j) + first, *map(round, n)), float(d))
+            for i, j, n, d in zip(centre, point, image.tolist(), length, strict=True)
+        ]
+    return sorted(rows)
+
+
+def agree(ours, theirs):
+    assert [key for key, _ in ours] == [key for key, _ in theirs]
+    np.testing.assert_allclose([d for _, d in ours], [d for _, d in theirs], rtol=0, atol=1e-9)
+
+
+@pytest.fixture
+def crystals():
+    """Cells of every shape, with sites inside and outside of them."""
+    rng = np.random.default_rng(3)
+    return packed(
+        [
+            (rng.uniform(-2, 3, (n, 3)) @ cell, cell)
+            for n, cell in zip((1, 2, 5, 3, 8, 2, 1, 6), CELLS.values(), strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("cutoff", [0.7, 3.1, 6.3])
+def test_neighbours_are_those_of_pymatgen(crystals, cutoff):
+    agree(listed(neighbors_within(*crystals, cutoff)), reference(*crystals, cutoff))
+
+
+def test_random_crystals_are_those_of_pymatgen(random_crystal):
+    rng = np.random.default_rng(8)
+    crystals = packed([random_crystal(rng, n, spread)[1:] for n in (1, 2, 3, 7, 12) for spread in (0.1, 0.4, 1.5)])
+    found = neighbors_within(*crystals, 5.2)
+    agree(listed(found), reference(*crystals, 5.2))
+    assert found.target.numel() > 500
+
+
+def test_shifts_lead_to_the_neighbours(crystals):
+    pos, cell, ptr = crystals
+    found = neighbors_within(pos, cell, ptr, 5.0)
+    crystal = torch.repeat_interleave(ptr.diff())[found.target]
+    vector = pos[found.source] + (found.shift.double()[:, None] @ cell[crystal])[:, 0] - pos[found.target]
+    torch.testing.assert_close(vector.norm(dim=1), found.distance, rtol=0, atol=1e-9)
+
+
+def test_rows_are_sorted_by_target_then_distance(crystals):
+    found = neighbors_within(*crystals, 5.0)
+    step, same = found.target.diff(), found.target.diff() == 0
+    assert (step >= 0).all()
+    assert (found.distance.diff()[same] >= -neighbors.TIE).all()
+    # Neighbours at equal distance come in the order of their sites.
+    tie = same & (found.distance.diff().abs() < 1e-10)
+    assert tie.sum() > 100
+    assert (found.source.diff()[tie] >= 0).all()
+
+
+@pytest.mark.parametrize("limit", [1, 300, 20_000])
+def test_looking_at_few_candidates_at_a_time_changes_nothing(crystals, monkeypatch, limit):
+    whole = neighbors_within(*crystals, 4.0), nearest_neighbors(*crystals, 7, 4.0)
+    monkeypatch.setattr(neighbors, "_CANDIDATES", limit)
+    parts = neighbors_within(*crystals, 4.0), nearest_neighbors(*crystals, 7, 4.0)
+    for a, b in zip(whole, parts, strict=True):
+        assert all(getattr(a, name).equal(getattr(b, name)) for name in ("source", "target", "shift", "distance"))
+
+
+@pytest.mark.parametrize("first_count", [1e-4, 1.2, 1e4])
+@pytest.mark.parametrize(("k", "cutoff"), [(1, 8.0), (12, 8.0), (12, 3.4), (40, 6.0)])
+def test_the_nearest_are_the_first_of_all_within_the_cutoff(crystals, monkeypatch, first_count, k, cutoff):
+    every = neighbors_within(*crystals, cutoff)
+    expected = every[neighbors.target_places(every.target, crystals[0].size(0)) < k]
+    monkeypatch.setattr(neighbors, "_FIRST_COUNT", first_count)
+    found = nearest_neighbors(*crystals, k, cutoff)
+    assert all(
+        getattr(found, name).equal(getattr(expected, name)) for name in ("source", "target", "shift", "distance")
+    )
+
+
+def test_the_nearest_of_symmetric_crystals(symmetric_crystal):
+    """Where the k-th neighbour is one of many that are equally far."""
+    _, pos, cell = symmetric_crystal
+    crystals = packed([(pos, cell)])
+    every = neighbors_within(*crystals, 7.0)
+    for k in range(1, 30):
+        found = nearest_neighbors(*crystals, k, 7.0)
+        expected = every[neighbors.target_places(every.target, 2) < k]
+        assert found.source.equal(expected.source)
+        assert found.shift.equal(expected.shift)
+
+
+def test_rounding_does_not_choose_between_equal_neighbours(random_rotation):
+    """The cubic cell of fcc: twelve equal neighbours, four images of each of the other three sites."""
+    cell = 4.1 * np.eye(3)
+    pos = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) @ cell
+    rng = np.random.default_rng(0)
+    for rotation in (random_rotation(rng) for _ in range(20)):
+        found = nearest_neighbors(*packed([((pos + rng.normal(size=3)) @ rotation, cell @ rotation)]), 6, 7.0)
+        assert found.source.tolist() == [1] * 4 + [2] * 2 + [0] * 4 + [2] * 2 + [0] * 4 + [1] * 2 + [0] * 4 + [1] * 2
+
+
+def test_a_shell_at_the_cutoff_is_whole(random_rotation):
+    """Points of the simple cubic lattice with a squared length up to 4: 6 + 12 + 8 + 6."""
+    rng = np.random.default_rng(0)
+    cells = [4 * np.eye(3) @ random_rotation(rng) for _ in range(20)]
+    found = neighbors_within(*packed([(rng.normal(size=(1, 3)), SHEAR.round() @ cell) for cell in cells]), 8.0)
+    assert torch.bincount(found.target).tolist() == [32] * 20
+
+
+def test_images_of_a_site_are_its_neighbours_and_it_is_not():
+    found = neighbors_within(*packed([(np.zeros((1, 3)), 3 * np.eye(3))]), 3.5)
+    assert found.source.tolist() == [0] * 6
+    assert found.shift.abs().sum(1).tolist() == [1] * 6
+
+
+def test_sites_far_apart_have_no_neighbours():
+    lonely = (np.zeros((1, 3)), 50 * np.eye(3))
+    pair = (np.array([[0.0, 0, 0], [0, 0, 1.5]]), 50 * np.eye(3))
+    for search in (lambda *c: neighbors_within(*c, 8.0), lambda *c: nearest_neighbors(*c, 12, 8.0)):
+        found = search(*packed([lonely]))
+        assert found.source.shape == found.distance.shape == (0,)
+        assert found.shift.shape == (0, 3)
+        assert search(*packed([lonely, pair, lonely])).target.tolist() == [1, 2]
+
+
+def test_batched_equals_one_by_one(crystals):
+    pos, cell, ptr = crystals
+    together = nearest_neighbors(pos, cell, ptr, 9, 6.0)
+    for crystal in range(len(cell)):
+        first, end = int(ptr[crystal]), int(ptr[crystal + 1])
+        alone = nearest_neighbors(pos[first:end], cell[crystal : crystal + 1], torch.tensor([0, end - first]), 9, 6.0)
+        mine = (together.target >= first) & (together.target < end)
+        assert together.source[mine].equal(alone.source + first)
+        assert together.shift[mine].equal(alone.shift)
+        torch.testing.assert_close(together.distance[mine], alone.distance, rtol=0, atol=1e-12)
+
+
+def test_single_precision_positions_are_searched_in_double(crystals):
+    pos, cell, ptr = crystals
+    found = neighbors_within(pos.float(), cell.float(), ptr, 4.0)
+    expected = neighbors_within(pos.float().double(), cell.float().double(), ptr, 4.0)
+    assert found.distance.dtype == torch.float64
+    assert found.distance.equal(expected.distance)
