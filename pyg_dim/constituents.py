@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,28 @@ class Constituents:
         if any(other != length for other in others):
             raise ValueError(f"the parts of the constituents differ in length: {[length, *others]}")
         self.parts: Parts = parts
+
+    @classmethod
+    def cat(cls, several: Sequence[Constituents]) -> Constituents:
+        """The constituents of several sets, one after the other.
+
+        Args:
+            several: sets of the same parts; features that all of them share are held once.
+
+        Returns:
+            All of them.
+
+        Raises:
+            ValueError: sets that differ in their parts or in the widths of these.
+        """
+        first, *others = several
+        if not others:
+            return first
+        widths = [[features.size(-1) for features, _ in one.parts] for one in several]
+        gathered = [[index is not None for _, index in one.parts] for one in several]
+        if widths.count(widths[0]) < len(widths) or gathered.count(gathered[0]) < len(gathered):
+            raise ValueError(f"sets of constituents differ in their parts: widths {widths}")
+        return cls(*(_cat_part(part) for part in zip(*(one.parts for one in several), strict=True)))
 
     def __len__(self) -> int:
         features, index = self.parts[0]
@@ -67,3 +92,14 @@ class Constituents:
             out = term if out is None else out + term
         assert out is not None  # noqa: S101 - the constructor asks for a part
         return out if layer.bias is None else out + layer.bias
+
+
+def _cat_part(part: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    features = [values for values, _ in part]
+    rows = [index for _, index in part if index is not None]
+    if not rows:
+        return torch.cat(features), None
+    if all(values is features[0] for values in features):
+        return features[0], torch.cat(rows)
+    starts = [0, *itertools.accumulate(values.size(0) for values in features)]
+    return torch.cat(features), torch.cat([index + start for index, start in zip(rows, starts, strict=False)])

@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Final, Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
 
 
-class DotProductCritic(nn.Module):
+class Critic(nn.Module, ABC):
+    """Scores constituents against representations by a product: score = query of z · key of c + offset of z.
+
+    A critic of your own is a subclass whose constructor takes the length of z and the width of a constituent.
+    """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw new parameters."""
+
+    @abstractmethod
+    def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What each representation asks of the keys of constituents.
+
+        Args:
+            z: [G, D] representations.
+
+        Returns:
+            ([G, K] queries, [G] offsets).
+        """
+
+    @abstractmethod
+    def keys(self, constituents: Constituents) -> Tensor:
+        """Keys of the constituents.
+
+        Args:
+            constituents: n constituents.
+
+        Returns:
+            [n, K] keys.
+        """
+
+    @abstractmethod
+    def forward(self, z: Tensor, constituents: Constituents, target: Tensor) -> Tensor:
+        """Score each constituent against one representation, as the formula stands (the plain path).
+
+        Args:
+            z: [G, D] representations.
+            constituents: n constituents.
+            target: [n] the representation that each is scored against.
+
+        Returns:
+            [n] scores; high where the constituent belongs.
+        """
+
+
+class DotProductCritic(Critic):
     r"""Dot product of a learned map of the representation and one of the constituent.
 
     .. math:: \mathrm{score}(z, c) = u_z(z) \cdot u_c(c), \qquad u(t) = W_2\, \mathrm{Mish}(W_1 t + b_1) + b_2
@@ -40,39 +89,54 @@ class DotProductCritic(nn.Module):
             layer.reset_parameters()
 
     def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What each representation asks of the keys of constituents: score = query · key + offset.
-
-        Args:
-            z: [G, D] representations.
-
-        Returns:
-            ([G, K] queries, [G] offsets).
-        """
+        """Queries with the last layer of the constituents folded in; see :meth:`Critic.queries`."""
         u = self.z_score(F.mish(self.z_hidden(z)))
         return u @ self.c_score.weight, u @ self.c_score.bias
 
     def keys(self, constituents: Constituents) -> Tensor:
-        """Keys of the constituents.
-
-        Args:
-            constituents: n constituents.
-
-        Returns:
-            [n, K] keys.
-        """
+        """Hidden layer of the constituents; see :meth:`Critic.keys`."""
         return F.mish(constituents.linear(self.c_hidden))
 
     def forward(self, z: Tensor, constituents: Constituents, target: Tensor) -> Tensor:
-        """Score each constituent against one representation, without the rearrangement (the plain path).
-
-        Args:
-            z: [G, D] representations.
-            constituents: n constituents.
-            target: [n] the representation that each is scored against.
-
-        Returns:
-            [n] scores; high where the constituent belongs.
-        """
+        """Scores without the rearrangement; see :meth:`Critic.forward`."""
         u_z = self.z_score(F.mish(self.z_hidden(z)))
         u_c = self.c_score(F.mish(self.c_hidden(constituents.dense())))
         return (u_z[target] * u_c).sum(dim=-1)
+
+
+class BilinearCritic(Critic):
+    r"""A bilinear form of the representation and the constituent, as Deep Graph Infomax scores.
+
+    .. math:: \mathrm{score}(z, c) = z^\top W c
+
+    Args:
+        channels: length of the representation z.
+        constituent_channels: width of a constituent c.
+
+    Source: Veličković et al., Deep Graph Infomax, ICLR 2019.
+    """
+
+    def __init__(self, channels: int, constituent_channels: int) -> None:
+        super().__init__()
+        self.form = nn.Linear(constituent_channels, channels, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters."""
+        self.form.reset_parameters()
+
+    def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The representations themselves; see :meth:`Critic.queries`."""
+        return z, z.new_zeros(z.size(0))
+
+    def keys(self, constituents: Constituents) -> Tensor:
+        """W c; see :meth:`Critic.keys`."""
+        return constituents.linear(self.form)
+
+    def forward(self, z: Tensor, constituents: Constituents, target: Tensor) -> Tensor:
+        """Scores constituent by constituent; see :meth:`Critic.forward`."""
+        return (z[target] * self.form(constituents.dense())).sum(dim=-1)
+
+
+CriticName = Literal["dot_product", "bilinear"]
+CRITICS: Final[dict[CriticName, type[Critic]]] = {"dot_product": DotProductCritic, "bilinear": BilinearCritic}
+"""Critics by name."""

@@ -1,4 +1,4 @@
-"""Jensen-Shannon and KL terms of Deep InfoMax, and the means they are taken over."""
+"""Jensen-Shannon, InfoNCE and KL terms of Deep InfoMax, and the means they are taken over."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torch import Tensor
 
 JS_BASELINE: Final = 2.0 * math.log(2.0)
 """2 ln 2, the Jensen-Shannon loss of a critic that scores everything zero. It is the line to fall below."""
+
+Estimator = Literal["jensen_shannon", "info_nce"]
+ESTIMATORS: Final[dict[Estimator, str]] = {"jensen_shannon": "js", "info_nce": "nce"}
+"""Losses of scored constituents, and their short names in logs."""
 
 KLForm = Literal["log_variance", "paper"]
 KL_FORMS: Final = ("log_variance", "paper")
@@ -54,6 +58,60 @@ def group_mean(values: Tensor, index: Tensor, num_groups: int, weight: Tensor | 
     norm = values.new_zeros(num_groups).index_add(0, index, weight)
     valid = norm > 0
     return torch.where(valid, total / norm.where(valid, torch.ones_like(norm)), torch.zeros_like(total)), valid
+
+
+def info_nce_term(
+    true: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    false: Tensor,
+    target: Tensor,
+    false_weight: Tensor | None,
+    num_groups: int,
+) -> tuple[Tensor, Tensor]:
+    r"""InfoNCE terms: each true constituent of a group against all false samples that are scored against it.
+
+    .. math:: J_g = \mathrm{mean}_n\, \left[ \ln \frac{e^{s_n} + \sum_{f=1}^{K} w_f e^{s_f}}{1 + K} - s_n \right],
+              \qquad \mathrm{mean}_f\, w_f = 1
+
+    The usual cross-entropy less :math:`\ln(1 + K)`, so that groups of different size compare: a critic that scores
+    everything zero gets 0, and the negative loss is a lower bound on the mutual information, in nats.
+
+    Args:
+        true: [n] scores of the true constituents.
+        index: [n] group of each.
+        weight: [n] weights >= 0 of the mean over them, or None for equal ones.
+        false: [m] scores of the false samples.
+        target: [m] group that each is scored against.
+        false_weight: [m] weights >= 0, zero where masked, or None for equal ones.
+        num_groups: number of groups G.
+
+    Returns:
+        ([G] terms, [G] bool: the group has both).
+
+    Source: van den Oord et al., Representation learning with contrastive predictive coding, 2018.
+    """
+    ones = torch.ones_like(false)
+    share = ones if false_weight is None else false_weight.to(false.dtype)
+    valid = share > 0
+    count = false.new_zeros(num_groups).index_add(0, target, valid.to(false.dtype))
+    norm = false.new_zeros(num_groups).index_add(0, target, share)
+    some = count > 0
+    safe_count, safe_norm = count.where(some, ones.new_ones(())), norm.where(some, ones.new_ones(()))
+    # The largest score of each group is taken out of the sum, or large scores would overflow.
+    floor = torch.finfo(false.dtype).min
+    largest = false.new_full((num_groups,), floor).scatter_reduce(
+        0, target, false.detach().where(valid, ones * floor), "amax"
+    )
+    largest = largest.where(some, torch.zeros_like(largest))
+    rest = (false - largest[target]).where(valid, torch.zeros_like(false)).exp() * share
+    total = false.new_zeros(num_groups).index_add(0, target, rest)
+    total = total.where(some, torch.ones_like(total)) * safe_count / safe_norm
+    log_sum = total.log() + largest
+    terms = F.softplus(log_sum[index] - true) - count.log1p()[index]
+    means, exists = group_mean(terms, index, num_groups, weight)
+    valid_groups = exists & some
+    return means.where(valid_groups, torch.zeros_like(means)), valid_groups
 
 
 def crystal_mean(values: Tensor, valid: Tensor, crystal: Tensor | None, num_crystals: int) -> Tensor:

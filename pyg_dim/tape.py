@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.isolation import Isolation
+from pyg_dim.losses import ESTIMATORS
 
 if TYPE_CHECKING:
     from pyg_dim.level import Level
@@ -80,14 +82,14 @@ class LevelLoss:
     """Loss of one record: the mean over groups, then crystals.
 
     Attributes:
-        js: Jensen-Shannon loss (eq. 6), scalar.
-        counted: share of the groups that have both constituents and a valid false sample, so that js is of them.
+        loss: Jensen-Shannon loss (eq. 6), or that of another estimator, scalar.
+        counted: share of the groups that have both constituents and a valid false sample, so that the loss is of them.
         kl: KL term, scalar, or None without noise.
         terms: its parts: "true" and each kind of false samples, scalars.
         coverage: share of the groups that had a valid sample of each kind, scalars.
     """
 
-    js: Tensor
+    loss: Tensor
     counted: Tensor
     kl: Tensor | None
     terms: dict[str, Tensor]
@@ -104,6 +106,7 @@ class Tape:
         self.names = names
         self.batch = batch
         self.isolate = isolate
+        self._isolation = Isolation()
         self.records: list[Record] = []
         self._calls: defaultdict[str, int] = defaultdict(int)
 
@@ -143,6 +146,8 @@ class Tape:
             )
         )  # fmt: skip
         self._calls[name] += 1
+        if self.isolate:
+            self._isolation.close(z, hidden)
 
     def _groups(self, scope: Scope | None, num_groups: int) -> tuple[Scope | None, Tensor | None, int]:
         site_crystal = getattr(self.batch, "batch", None)
@@ -164,7 +169,7 @@ class Tape:
         self,
         false: Mapping[RecordKey, Sequence[FalseSample]] | None = None,
         *,
-        other: bool = True,
+        kinds: Sequence[str] = ("other",),
         alpha: float = 1.0,
         beta: float = 0.1,
         generator: torch.Generator | None = None,
@@ -176,19 +181,20 @@ class Tape:
         Each call draws new noise and new ``other`` samples: call it once a step.
 
         Args:
-            false: false samples of each record beside ``other``.
-            other: score true constituents against the representations of other crystals.
-            alpha: weight of the Jensen-Shannon loss J.
+            false: false samples of each record that other passes gave.
+            kinds: kinds that need no other pass: "other", "unconnected".
+            alpha: weight of the Jensen-Shannon loss J (or that of another estimator).
             beta: weight of the KL term K.
             generator: random numbers, on the device of the batch.
 
         Returns:
             Scalars: "total"; "js/local", "js/global", "kl/local", "kl/global" (means over the site and the crystal
             levels, where there are any); under "detail/<level>/" js, kl, true and each kind. Beside js and each kind
-            stands <name>/coverage, the share of groups that it is the mean of.
+            stands <name>/coverage, the share of groups that it is the mean of. Levels with the estimator "info_nce"
+            have nce in place of js.
 
         Raises:
-            ValueError: no level was called in the recording.
+            ValueError: no level was called in the recording, or an unknown kind.
 
         Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6.
         """
@@ -201,14 +207,14 @@ class Tape:
         parts: defaultdict[str, list[Tensor]] = defaultdict(list)
         out: dict[str, Tensor] = {}
         for record in self.records:
-            loss = record.level.loss(record, (false or {}).get(record.key, ()), other=other, generator=generator)
+            loss = record.level.loss(record, (false or {}).get(record.key, ()), kinds=kinds, generator=generator)
             where = "global" if record.scope == "crystal" else "local"
             detail = f"detail/{record.name}" + (f".{record.call}" if record.call else "")
-            share = alpha * loss.js
-            for name, value in {"js": loss.js.detach(), "js/coverage": loss.counted}.items():
-                out[f"{detail}/{name}"] = value
-            parts[f"js/{where}"].append(loss.js.detach())
-            parts[f"js/{where}/coverage"].append(loss.counted)
+            share = alpha * loss.loss
+            name = ESTIMATORS[record.level.estimator]
+            out |= {f"{detail}/{name}": loss.loss.detach(), f"{detail}/{name}/coverage": loss.counted}
+            parts[f"{name}/{where}"].append(loss.loss.detach())
+            parts[f"{name}/{where}/coverage"].append(loss.counted)
             if loss.kl is not None:
                 share = share + beta * loss.kl
                 parts[f"kl/{where}"].append(loss.kl.detach())
@@ -243,8 +249,8 @@ def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Ite
         model: model that holds at least one :class:`Level` or :class:`DIMPool`.
         batch: the batch of the pass (PyG ``Batch`` or alike, with ``batch`` and ``num_graphs``); tells which crystal a
             group is of. Without it every group counts by itself, and ``other`` means other groups.
-        isolate: levels hand their representation on without gradient, so that each learns from its own loss alone
-            (sec. 2.4 of the paper).
+        isolate: levels hand their representation on without gradient, and what goes around them is cut off from
+            earlier levels, so that each learns from its own loss alone (sec. 2.4 of the paper).
 
     Yields:
         The :class:`Tape`.

@@ -55,8 +55,8 @@ def test_loss_is_eq_6_written_out() -> None:
         FalseSample("b", shared, torch.randint(4, (12,)), torch.rand(12, dtype=torch.float64)),
         FalseSample("c", five, torch.tensor([1, 1, 2, 2, 2]), None),
     ]
-    loss = level.loss(r, false, other=False)
-    torch.testing.assert_close(loss.js, plain_loss(level, r, false))
+    loss = level.loss(r, false, kinds=())
+    torch.testing.assert_close(loss.loss, plain_loss(level, r, false))
     assert loss.coverage["a"] == 0.75
     assert loss.coverage["c"] == 0.5
 
@@ -69,17 +69,17 @@ def test_a_group_without_constituents_or_without_false_samples_is_left_out() -> 
         level(z, constituents=c, index=torch.tensor([0, 0, 1, 1, 2, 2]))
     r = tape.records[0]
     false = [FalseSample("a", r.constituents, torch.tensor([0, 0, 1, 1, 3, 3]), None)]
-    loss = level.loss(r, false, other=False)
-    torch.testing.assert_close(loss.js, plain_loss(level, r, false))
-    loss.js.backward()
+    loss = level.loss(r, false, kinds=())
+    torch.testing.assert_close(loss.loss, plain_loss(level, r, false))
+    loss.loss.backward()
     assert z.grad[2].abs().max() == 0
     assert z.grad[3].abs().max() == 0
 
 
 def test_nothing_false_at_all_gives_no_loss() -> None:
     level = Level(3, 2).double()
-    loss = level.loss(recorded(level), other=False)
-    assert loss.js == 0
+    loss = level.loss(recorded(level), kinds=())
+    assert loss.loss == 0
 
 
 def test_other_keeps_the_weights_of_the_constituents(generator) -> None:
@@ -88,7 +88,7 @@ def test_other_keeps_the_weights_of_the_constituents(generator) -> None:
     target, _ = other_targets(4, None, device=r.z.device, generator=torch.Generator().manual_seed(0))
     loss = level.loss(r, generator=generator)
     by_hand = [FalseSample("other", r.constituents, target[r.index], r.weight)]
-    torch.testing.assert_close(loss.js, plain_loss(level, r, by_hand))
+    torch.testing.assert_close(loss.loss, plain_loss(level, r, by_hand))
 
 
 def test_noise_has_the_variance_of_its_log() -> None:
@@ -97,7 +97,7 @@ def test_noise_has_the_variance_of_its_log() -> None:
     y = torch.randn(4, 3, dtype=torch.float64)
     noisy = r.z + y * (0.5 * level.noise(r.hidden)).exp()
     still = dataclasses.replace(r, z=noisy, training=False)
-    same = [level.loss(x, generator=torch.Generator().manual_seed(0), noise=y).js for x in (r, still)]
+    same = [level.loss(x, generator=torch.Generator().manual_seed(0), noise=y).loss for x in (r, still)]
     torch.testing.assert_close(*same)
 
 
@@ -118,7 +118,7 @@ def test_noise_only_in_training() -> None:
 def test_every_noise_and_kl_trains_all_its_parameters(noise: str, kl: str) -> None:
     level = Level(3, 2, noise=noise, kl=kl).double()
     loss = level.loss(recorded(level))
-    (loss.js + (loss.kl if loss.kl is not None else 0)).backward()
+    (loss.loss + (loss.kl if loss.kl is not None else 0)).backward()
     assert (loss.kl is None) == (noise == "none")
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in level.named_parameters())
 
@@ -131,7 +131,7 @@ def test_deepcopy_and_state_dict(generator) -> None:
     a = recorded(level)
     torch.manual_seed(3)
     b = recorded(twin)
-    kept = [lev.loss(r, generator=torch.Generator().manual_seed(0)).js for lev, r in ((level, a), (twin, b))]
+    kept = [lev.loss(r, generator=torch.Generator().manual_seed(0)).loss for lev, r in ((level, a), (twin, b))]
     torch.testing.assert_close(*kept)
 
 
@@ -139,9 +139,9 @@ def test_compiled_scoring_equals_eager() -> None:
     level = Level(3, 2, noise="none").double()
     r = recorded(level)
     generator = torch.Generator()
-    eager = level.loss(r, generator=generator.manual_seed(0)).js
+    eager = level.loss(r, generator=generator.manual_seed(0)).loss
     level.compiled = True
-    compiled = level.loss(r, generator=generator.manual_seed(0)).js
+    compiled = level.loss(r, generator=generator.manual_seed(0)).loss
     torch.testing.assert_close(compiled, eager)
 
 

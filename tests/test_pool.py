@@ -130,7 +130,7 @@ def test_repr_is_not_that_of_the_bare_aggregation() -> None:
 
 def test_another_width_than_stated_is_named_in_a_recording() -> None:
     pool = DIMPool("mean", in_channels=6)
-    with record(pool), pytest.raises(ValueError, match="build it with in_channels=5"):
+    with record(pool), pytest.raises(ValueError, match="constituents of width 5 to record; it was built for 6"):
         pool(torch.randn(4, 5), torch.tensor([0, 0, 1, 1]))
 
 

@@ -109,9 +109,9 @@ def test_isolation_cuts_at_the_exit_of_a_level() -> None:
     with record(net, batch, isolate=True) as tape:
         net(batch)
     conv, pool = tape.records
-    assert conv.level.loss(conv).js.requires_grad
+    assert conv.level.loss(conv).loss.requires_grad
     # Mean aggregation of the input has no parameter of its own before the level; those after it belong to the next.
-    pool.level.loss(pool).js.backward()
+    pool.level.loss(pool).loss.backward()
     assert net.conv.lin_l.weight.grad is not None
     assert all(p.grad is None for p in net.conv.aggr_module.parameters())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.keys import SPECIES_KEYS
+from pyg_dim.false_samples.equality import constituents_occur
 from pyg_dim.tape import FalseSample, Record
 
 
@@ -45,8 +46,7 @@ class Kind:
             The samples, or None where the kind has no meaning at such a level.
 
         Raises:
-            ValueError: the passes do not line up, or the constituents of the level are not those of the graph; the
-                message names the level.
+            ValueError: the passes do not line up, or it is not known what the groups are; the message names the level.
         """
         if false.z.shape != true.z.shape or len(false.constituents) != len(true.constituents):
             raise ValueError(
@@ -71,10 +71,8 @@ class Kind:
         weight = false.weight
         if keep is not None:
             if keep.numel() != target.numel():
-                raise ValueError(
-                    f"level {true.name!r}: {target.numel()} constituents where the graph has {keep.numel()}; "
-                    "false samples are masked edge by edge (site levels) or site by site (crystal levels)"
-                )
+                # Not the edges or sites of the batch (self-loops, nodes that are left after pooling).
+                keep = ~constituents_occur(false.constituents, target, true.constituents, true.index)
             weight = keep.to(false.z.dtype) if weight is None else weight * keep
         return FalseSample(self.name, false.constituents, target, weight)
 

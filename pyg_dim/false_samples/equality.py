@@ -9,19 +9,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from pyg_dim.constituents import Constituents
+
 DISTANCE_TOLERANCE: Final = 1e-3
 """Two distances closer than this are equal, in angstrom: the noise of relaxed structures."""
 _FINGERPRINT_TOLERANCE: Final = 2e-3
 _FREQUENCIES: Final = tuple(math.sqrt(p) for p in (2, 3, 5, 7))
 _SPECIES: Final = 128
+_ROUNDING: Final = 1e-6
 
 
 def edges_occur(
     target: Tensor, species: Tensor, distance: Tensor, true_target: Tensor, true_species: Tensor, true_distance: Tensor
 ) -> Tensor:
     """Whether a false (species, distance) pair occurs among the true pairs of the site it is scored against.
-
-    All pairs are put on one line, ordered by target, species and distance; an equal one is then the nearest on it.
 
     Args:
         target: [E] site that each false pair is scored against.
@@ -34,12 +35,56 @@ def edges_occur(
     Returns:
         [E] bool.
     """
-    # One cell of the line holds every distance of one (target, species), with room between cells.
-    cell = torch.maximum(distance.max(), true_distance.max()).double() + 1.0 if distance.numel() else distance.sum()
-    line = (target * _SPECIES + species) * cell + distance.double()
-    true_line = torch.sort((true_target * _SPECIES + true_species) * cell + true_distance.double()).values
-    if true_line.numel() == 0:
-        return torch.zeros_like(target, dtype=torch.bool)
+    return _near(target * _SPECIES + species, distance, true_target * _SPECIES + true_species, true_distance)
+
+
+def constituents_occur(false: Constituents, target: Tensor, true: Constituents, index: Tensor) -> Tensor:
+    """Whether a false constituent equals a true one of the group it is scored against, feature by feature.
+
+    For levels of any graph: equality is that of what the critic sees, up to rounding (a random projection of the
+    features is compared).
+
+    Args:
+        false: m constituents.
+        target: [m] group that each is scored against.
+        true: n constituents of the same width.
+        index: [n] group of each.
+
+    Returns:
+        [m] bool.
+    """
+    values, true_values = _projection(false), _projection(true)
+    everything = torch.cat([values, true_values, values.new_zeros(1)])
+    # Distances on the line are in units of the tolerance: a millionth of the range is rounding.
+    scale = _ROUNDING / DISTANCE_TOLERANCE * (everything.max() - everything.min()).clamp(min=1e-30)
+    low = everything.min()
+    return _near(target, (values - low) / scale, index, (true_values - low) / scale)
+
+
+def _projection(constituents: Constituents) -> Tensor:
+    total, start = None, 0
+    for features, index in constituents.parts:
+        position = torch.arange(start, start + features.size(1), dtype=torch.float64, device=features.device)
+        start += features.size(1)
+        # The usual hash of a shader: irregular weights, the same in every run and on every device.
+        term = features.double() @ ((position + 1.0) * 12.9898).sin().mul(43758.5453).frac()
+        term = term if index is None else term[index]
+        total = term if total is None else total + term
+    assert total is not None  # noqa: S101 - there is at least one part
+    return total
+
+
+def _near(cell: Tensor, value: Tensor, true_cell: Tensor, true_value: Tensor) -> Tensor:
+    """Whether a true value lies in the same cell, nearer than the tolerance; values are not negative.
+
+    All are put on one line, ordered by cell and value; an equal one is then the nearest on it.
+    """
+    if not value.numel() or not true_value.numel():
+        return torch.zeros_like(cell, dtype=torch.bool)
+    # One cell of the line holds every value there is, with room between cells.
+    width = torch.maximum(value.max(), true_value.max()).double() + 1.0
+    line = cell * width + value.double()
+    true_line = torch.sort(true_cell * width + true_value.double()).values
     after = torch.searchsorted(true_line, line)
     last = true_line.numel() - 1
     gap = torch.minimum(

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from pyg_dim.false_samples.corruption import Corruption
 from pyg_dim.false_samples.permutation import permutation
 from pyg_dim.false_samples.transplant import DONOR_RULES, TRANSPLANT_KINDS, DonorRule, transplant
+from pyg_dim.level import RECORD_KINDS
 from pyg_dim.tape import FalseSample, RecordKey, Tape, record
 
-KINDS: Final = ("other", "composition", "polymorph", "permutation")
+DEFAULT_KINDS: Final = ("other", "composition", "polymorph", "permutation")
+KINDS: Final = (*DEFAULT_KINDS, "unconnected")
 
 
 @contextmanager
@@ -77,7 +79,8 @@ class DeepInfoMax(nn.Module):
 
     Args:
         encoder: a model with levels.
-        kinds: kinds of false samples, at least one of "other", "composition", "polymorph", "permutation".
+        kinds: kinds of false samples, at least one of "other", "composition", "polymorph", "permutation",
+            "unconnected" (levels of graph convolutions alone have it).
         alpha: weight of the Jensen-Shannon loss J.
         beta: weight of the KL term K.
         isolate: levels learn from their own loss alone (sec. 2.4).
@@ -92,7 +95,7 @@ class DeepInfoMax(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = DEFAULT_KINDS,
         alpha: float = 1.0,
         beta: float = 0.1,
         isolate: bool = True,
@@ -156,5 +159,5 @@ class DeepInfoMax(nn.Module):
             for key, samples in false_samples(tape, corrupted, corruption).items():
                 false[key] += samples
         # Sites of one crystal are no sites of another: a batch of one has no sample of this kind.
-        other = "other" in self.kinds and batch.num_graphs > 1
-        return tape.losses(false, other=other, alpha=self.alpha, beta=self.beta, generator=generator)
+        own = [kind for kind in self.kinds if kind in RECORD_KINDS and (kind != "other" or batch.num_graphs > 1)]
+        return tape.losses(false, kinds=own, alpha=self.alpha, beta=self.beta, generator=generator)

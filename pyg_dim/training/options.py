@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
 from pyg_dim.false_samples.transplant import DonorRule
-from pyg_dim.objectives.deep_infomax import KINDS
+from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS
 from pyg_dim.objectives.supervised import LabelLoss
 from pyg_dim.training.devices import Accelerator
 
@@ -26,7 +26,7 @@ The number of devices stays: each has batches of its own, and the position among
 SEEDS: Final = 2**32
 """Seeds are below this number, so that every generator of random numbers takes them."""
 
-_KINDS = ",".join(KINDS)
+_KINDS = ",".join(DEFAULT_KINDS)
 
 
 @dataclass(frozen=True)

@@ -181,15 +181,15 @@ def test_attention_weights(model: SiteNet, theirs: Theirs) -> None:
 def test_local_loss_its_terms_and_every_gradient(model: SiteNet, theirs: Theirs) -> None:
     with record(model, theirs.batch(), isolate=True) as tape:
         model(theirs.batch())
-    loss = model.local_level.loss(tape.records[0], theirs.local_false(), other=False)
-    close(loss.js, theirs["out/local_dim_loss"])
+    loss = model.local_level.loss(tape.records[0], theirs.local_false(), kinds=())
+    close(loss.loss, theirs["out/local_dim_loss"])
     crystal = theirs["in/batch_coo"]
     for kind, name in {"true": "true", "both": "false_both", "distances": "false_distances",
                        "composition": "false_composition"}.items():  # fmt: skip
         per_site = theirs[f"parts/{name}"]
         sums = torch.zeros(8, dtype=torch.float64).index_add(0, crystal, per_site)
         close(loss.terms[kind], (sums / crystal.bincount()).mean())
-    loss.js.backward()
+    loss.loss.backward()
     check_gradients(model, theirs, "local", "local")
     assert all(p.grad is None for n, p in model.named_parameters() if n.startswith(("pre_pool", "global_level")))
 
@@ -228,7 +228,7 @@ def test_engineered_terms_of_the_crystal_level(model: SiteNet, theirs: Theirs) -
         FalseSample(kind, Constituents((theirs[f"engineered/{kind}"], None)), crystal, None)
         for kind in ("composition", "structure", "permuted")
     ]
-    loss = model.global_level.loss(tape.records[1], false, other=False)
+    loss = model.global_level.loss(tape.records[1], false, kinds=())
     for kind, name in {"true": "true", **{f.kind: f"false_{f.kind}" for f in false}}.items():
         sums = torch.zeros(8, dtype=torch.float64).index_add(0, crystal, theirs[f"parts_global/{name}"])
         close(loss.terms[kind], (sums / crystal.bincount()).mean())
@@ -239,10 +239,10 @@ def test_noise_and_kl(model: SiteNet, theirs: Theirs) -> None:
         model(theirs.batch())
     local, crystal = tape.records
     close(model.local_level.noise(local.hidden), theirs["kl/local_log_var"])
-    loss = model.local_level.loss(local, theirs.local_false(), other=False, noise=theirs["kl/local_noise"])
-    close(loss.js, theirs["kl/local_dim_loss"])
+    loss = model.local_level.loss(local, theirs.local_false(), kinds=(), noise=theirs["kl/local_noise"])
+    close(loss.loss, theirs["kl/local_dim_loss"])
     close(loss.kl, theirs["kl/local_kl"])
-    (loss.js + 0.1 * loss.kl).backward()
+    (loss.loss + 0.1 * loss.kl).backward()
     check_gradients(model, theirs, "local", "kl/local")
     log_variance = model.global_level.noise(crystal.hidden)
     js = theirs.global_js(model, perturb(crystal.z, log_variance, noise=theirs["kl/global_noise"]), engineered=True)

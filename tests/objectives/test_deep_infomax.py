@@ -6,7 +6,7 @@ from torch import nn
 
 from pyg_dim import Level, record
 from pyg_dim.models import SiteNet
-from pyg_dim.objectives.deep_infomax import KINDS, DeepInfoMax, false_samples, frozen_buffers
+from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, DeepInfoMax, false_samples, frozen_buffers
 from pyg_dim.tape import Tape
 
 SMALL = {"site_channels": 8, "pair_channels": 8, "attention_hidden": [8], "value_hidden": [8], "local_channels": 8,
@@ -37,7 +37,7 @@ class NormedNet(nn.Module):
 def test_losses_of_every_kind_and_level(batch_of, generator) -> None:
     losses = DeepInfoMax(encoder())(batch_of(NAMES), generator)
     assert set(losses) >= {"total", "js/local", "js/global", "kl/local", "kl/global"}
-    kinds = {"local_level": {"other", "composition", "polymorph"}, "global_level": set(KINDS)}
+    kinds = {"local_level": {"other", "composition", "polymorph"}, "global_level": set(DEFAULT_KINDS)}
     for level, expected in kinds.items():
         names = [n.split("/")[2] for n in losses if n.startswith(f"detail/{level}/") and n.endswith("/coverage")]
         assert set(names) == {*expected, "js"}
@@ -45,7 +45,7 @@ def test_losses_of_every_kind_and_level(batch_of, generator) -> None:
     assert not any(v.requires_grad for n, v in losses.items() if n != "total")
 
 
-@pytest.mark.parametrize("kinds", [[k] for k in KINDS] + [["composition", "permutation"]], ids=str)
+@pytest.mark.parametrize("kinds", [[k] for k in DEFAULT_KINDS] + [["composition", "permutation"]], ids=str)
 def test_every_kind_alone_trains(batch_of, generator, kinds: list[str]) -> None:
     objective = DeepInfoMax(encoder(), kinds=kinds)
     losses = objective(batch_of(NAMES), generator)
@@ -62,7 +62,7 @@ def test_isolation(batch_of, generator) -> None:
             model(batch_of(NAMES))
         crystal = tape.records[1]
         loss = crystal.level.loss(crystal, generator=generator)
-        (loss.js + loss.kl).backward()
+        (loss.loss + loss.kl).backward()
         touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert any(n.startswith("local.") for n in touched) != isolate
         assert any(n.startswith("pre_pool.") for n in touched)
