@@ -34,3 +34,17 @@ def test_errors() -> None:
         Constituents()
     with pytest.raises(ValueError, match="differ in length"):
         Constituents((torch.zeros(3, 1), None), (torch.zeros(2, 1), None))
+
+
+def test_cat_is_that_of_the_dense_rows() -> None:
+    x, y = torch.randn(3, 2), torch.randn(4, 2)
+    e = [torch.randn(n, 1) for n in (5, 6)]
+    i, j = torch.randint(3, (5,)), torch.randint(4, (6,))
+    for first, second in ((x, y), (x, x)):
+        several = [Constituents((first, i), (e[0], None)), Constituents((second, j % second.size(0)), (e[1], None))]
+        both = Constituents.cat(several)
+        assert both.dense().equal(torch.cat([one.dense() for one in several]))
+    assert both.parts[0][0] is x
+    assert Constituents.cat(several[:1]) is several[0]
+    with pytest.raises(ValueError, match="differ in their parts"):
+        Constituents.cat([several[0], Constituents((x, i))])

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
 
 from pyg_dim import Level, record
 from pyg_dim.constituents import Constituents
+from pyg_dim.critic import DotProductCritic
 from pyg_dim.false_samples.other import other_targets
 from pyg_dim.level import score_terms
-from pyg_dim.losses import jensen_shannon_term
+from pyg_dim.losses import info_nce_term, jensen_shannon_term
 from pyg_dim.tape import FalseSample
 
 
@@ -158,3 +160,46 @@ def test_unknown_forms() -> None:
         Level(3, 2, noise="gaussian")
     with pytest.raises(ValueError, match="log_variance, paper"):
         Level(3, 2, kl="textbook")
+    with pytest.raises(ValueError, match="jensen_shannon, info_nce"):
+        Level(3, 2, estimator="wasserstein")
+    with pytest.raises(ValueError, match="dot_product, bilinear, or a class of your own"):
+        Level(3, 2, critic="cosine")
+    with pytest.raises(ValueError, match="or -1"):
+        Level(0, 2)
+    with pytest.raises(ValueError, match="the objective makes them"):
+        Level(3, 2).double().loss(recorded(Level(3, 2).double()), kinds=("other", "composition"))
+
+
+def test_info_nce_takes_each_kind_by_itself() -> None:
+    level = Level(3, 2, noise="none", estimator="info_nce").double()
+    r = recorded(level)
+    mask = torch.ones(12, dtype=torch.float64)
+    mask[::4] = 0  # group 0 has no sample of this kind
+    target = torch.randint(4, (12,))
+    target[:4] = torch.arange(4)  # every group has one of the other
+    false = [FalseSample("a", r.constituents, r.index, mask), FalseSample("b", r.constituents, target, None)]
+    loss = level.loss(r, false, kinds=())
+    scores = level.critic(r.z, r.constituents, r.index)
+    terms = [
+        info_nce_term(scores, r.index, None, level.critic(r.z, f.constituents, f.target), f.target, f.weight, 4)
+        for f in false
+    ]
+    kinds = torch.stack([valid for _, valid in terms]).sum(0)
+    assert kinds.tolist() == [1, 2, 2, 2]
+    torch.testing.assert_close(loss.loss, (sum(term for term, _ in terms) / kinds).mean())
+    assert set(loss.terms) == {"a", "b"}
+    assert loss.coverage["a"] == 0.75
+
+
+def test_a_critic_of_your_own() -> None:
+    wide = functools.partial(DotProductCritic, hidden_channels=5, score_channels=7)
+    level = Level(-1, -1, critic=wide).double()
+    r = recorded(level)
+    assert level.critic.z_score.weight.shape == (7, 5)
+    assert (level.channels, level.constituent_channels) == (3, 2)
+    assert level.loss(r).loss.isfinite()
+
+
+def test_a_width_that_was_stated_holds_in_the_first_call() -> None:
+    with pytest.raises(ValueError, match="width of 2 where 4 was stated"):
+        recorded(Level(-1, 4).double())

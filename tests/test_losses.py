@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pyg_dim.losses import JS_BASELINE, crystal_mean, group_mean, jensen_shannon_term, kl_term
+from pyg_dim.losses import JS_BASELINE, crystal_mean, group_mean, info_nce_term, jensen_shannon_term, kl_term
 
 
 def test_a_critic_that_scores_zero_gives_the_baseline() -> None:
@@ -86,3 +87,54 @@ def test_kl_closed_forms() -> None:
 def test_unknown_kl_form() -> None:
     with pytest.raises(ValueError, match="log_variance, paper"):
         kl_term(torch.zeros(1, 1), torch.zeros(1), "textbook")
+
+
+def plain_info_nce(true, index, weight, false, target, false_weight, groups):
+    """Cross-entropy of each true score among the false ones of its group, less that of equal scores."""
+    means, valid = [], []
+    for g in range(groups):
+        here = [n for n in range(len(true)) if index[n] == g and weight[n] > 0]
+        against = [m for m in range(len(false)) if target[m] == g and false_weight[m] > 0]
+        valid.append(bool(here) and bool(against))
+        if not valid[-1]:
+            means.append(true.new_zeros(()))
+            continue
+        shares = false_weight[against] / false_weight[against].mean()
+        terms = []
+        for n in here:
+            logits = torch.cat([true[n : n + 1], false[against] + shares.log()])
+            terms.append(F.cross_entropy(logits[None], torch.tensor([0])) - math.log(len(logits)))
+        w = weight[here]
+        means.append((torch.stack(terms) * w).sum() / w.sum())
+    return torch.stack(means), torch.tensor(valid)
+
+
+@pytest.mark.parametrize("scale", [1.0, 400.0])
+def test_info_nce_is_cross_entropy_less_that_of_equal_scores(scale: float) -> None:
+    true, false = (scale * torch.randn(n, dtype=torch.float64) for n in (9, 14))
+    true.requires_grad_()
+    false.requires_grad_()
+    index, target = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3]), torch.arange(14) % 3
+    weight, false_weight = torch.rand(9, dtype=torch.float64), torch.rand(14, dtype=torch.float64)
+    weight[0] = 0
+    false_weight[::5] = 0
+    false_weight[target == 2] = 0  # all masked: group 2 has none, group 3 never had
+    arguments = (true, index, weight, false, target, false_weight, 5)
+    means, valid = info_nce_term(*arguments)
+    expected, there = plain_info_nce(*arguments)
+    assert valid.equal(there)
+    assert valid.tolist() == [True, True, False, False, False]
+    torch.testing.assert_close(means, expected)
+    gradients = [torch.autograd.grad(m.sum(), (true, false), retain_graph=True) for m in (means, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_info_nce_of_a_critic_that_knows_nothing_is_zero() -> None:
+    """Whatever the number of false samples; without weights all count alike."""
+    index, target = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
+    means, valid = info_nce_term(torch.zeros(3), index, None, torch.zeros(5), target, None, 2)
+    torch.testing.assert_close(means, torch.zeros(2))
+    assert valid.all()
+    better, _ = info_nce_term(torch.ones(3), index, None, -torch.ones(5), target, None, 2)
+    assert (better < 0).all()

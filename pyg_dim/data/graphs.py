@@ -82,7 +82,7 @@ class NearestNeighbors:
 
     Edges are sorted by target, then by distance; equal distances (:data:`~pyg_dim.data.neighbors.TIE`) by source, which
     also decides between equally distant neighbours where only some of them are among the k nearest. A site with fewer
-    neighbours gets fewer edges, or padding. Source: Xie and Grossman, Phys. Rev. Lett. 2018, 120, 145301.
+    neighbours gets fewer edges, or padding. Source: Xie and Grossman 2018.
 
     Args:
         k: number of neighbours.

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import GCNConv
+from torch_geometric.nn.aggr import MeanAggregation
 
-from pyg_dim import Level, record
+from pyg_dim import Level, record, wrap
 from pyg_dim.models import SiteNet
-from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, DeepInfoMax, false_samples, frozen_buffers
+from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS, DeepInfoMax, false_samples, frozen_buffers
 from pyg_dim.tape import Tape
 
 SMALL = {"site_channels": 8, "pair_channels": 8, "attention_hidden": [8], "value_hidden": [8], "local_channels": 8,
@@ -195,3 +197,45 @@ def test_arguments() -> None:
         DeepInfoMax(encoder(), donors="best")
     with pytest.raises(ValueError, match="negative"):
         DeepInfoMax(encoder(), beta=-1)
+
+
+class Wrapped(nn.Module):
+    """A graph convolution that adds self-loops, so that its messages are not the edges of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GCNConv(9, 6)
+        self.pool = MeanAggregation()
+
+    def forward(self, batch):
+        return self.pool(self.conv(batch.x, batch.edge_index).tanh(), batch.batch, dim_size=batch.num_graphs)
+
+
+def test_a_wrapped_model_takes_every_kind(batch_of, generator) -> None:
+    batch = batch_of(NAMES)
+    model = wrap(Wrapped().double(), batch)
+    losses = DeepInfoMax(model, kinds=KINDS)(batch, generator)
+    losses["total"].backward()
+    names = {n.removeprefix("detail/") for n in losses if n.endswith("/coverage") and n.startswith("detail/")}
+    conv = {f"conv.dim_level/{k}/coverage" for k in ("js", "other", "composition", "polymorph", "unconnected")}
+    pool = {f"pool.dim_level/{k}/coverage" for k in ("js", *DEFAULT_KINDS)}
+    assert names == conv | pool
+    assert all(value.isfinite() for value in losses.values())
+    assert model.conv.lin.weight.grad.abs().sum() > 0
+
+
+def test_messages_equal_by_chance_are_masked_where_they_are_not_the_edges(batch_of, generator) -> None:
+    """Without distances a message is a species: one that the neighbourhood holds anyway is no false sample."""
+    batch = batch_of(["NaCl", "ZnS", "CaF2", "CaF2"])
+    model = wrap(Wrapped().double(), batch)
+    with record(model, batch) as true:
+        model(batch)
+    for corruption in DeepInfoMax(model).corruptions(batch, generator):
+        with record(model, corruption.batch) as false:
+            model(corruption.batch)
+        for sample in false_samples(true, false, corruption)[true.records[0].key]:
+            held = true.records[0].constituents.dense()
+            for n in sample.weight.nonzero()[:, 0]:
+                message = sample.constituents.dense()[n]
+                assert not (held[true.records[0].index == sample.target[n]] - message).abs().sum(1).min() < 1e-9
+            assert (sample.weight == 0).any()
