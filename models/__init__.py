@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pyg_dim.models.cgcnn import CGCNN
+from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint
 from pyg_dim.models.encoder import READOUTS, Encoder, Representation
 from pyg_dim.models.sitenet import SiteNet
 
-MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (SiteNet,)}
+MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (CGCNN, SiteNet)}
 """Encoders by name."""
 
 
@@ -32,4 +34,4 @@ def build(name: str, **config: Any) -> Encoder:
         raise ValueError(f"model {name!r}: {error}") from error
 
 
-__all__ = ["MODELS", "READOUTS", "Encoder", "Representation", "SiteNet", "build"]
+__all__ = ["CGCNN", "MODELS", "READOUTS", "Encoder", "Representation", "SiteNet", "build", "load_cgcnn_checkpoint"]

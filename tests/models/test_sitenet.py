@@ -170,7 +170,7 @@ def test_bfloat16_autocast_stays_close(batch_of) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="unknown model 'sitenets'; known: sitenet"):
+    with pytest.raises(ValueError, match="unknown model 'sitenets'; known: cgcnn, sitenet"):
         build("sitenets")
     with pytest.raises(ValueError, match=r"'sitenet'.*head"):
         build("sitenet", head=2)

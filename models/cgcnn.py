@@ -1,0 +1,192 @@
+"""CGCNN: gated convolutions over the nearest neighbours of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyg_dim.constituents import Constituents
+from pyg_dim.data.elements import MAX_Z, NUM_FEATURES
+from pyg_dim.data.graphs import NearestNeighbors
+from pyg_dim.level import Level, NoiseForm
+from pyg_dim.losses import KLForm
+from pyg_dim.models.encoder import Encoder, Representation
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that also takes a batch without statistics of its own.
+
+    In training mode fewer than two rows (a crystal of one site alone, a batch without edges) are normalised with the
+    running statistics, and leave them as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, C] to [n, C], n = 0 and 1 included."""
+        if self.training and input.size(0) < 2:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+class GatedConvolution(nn.Module):
+    r"""One convolution of CGCNN: sites add up what their edges tell them.
+
+    With the messages :math:`c_{ij} = [x_i, x_j, e_{ij}]` and batch norms :math:`N_e` over all edges, :math:`N_s` over
+    all sites,
+
+    .. math:: (g_{ij}, h_{ij}) = N_e(W c_{ij} + b), \qquad
+              x'_i = \mathrm{sp}\Big(x_i + N_s\big(\sum_j \sigma(g_{ij}) \odot \mathrm{sp}(h_{ij})\big)\Big)
+
+    where :math:`\sigma` is the sigmoid and sp softplus. The layer is split,
+    :math:`W c_{ij} = W_i x_i + W_j x_j + W_e e_{ij}`: two of the three products are taken once a site, not once an
+    edge.
+
+    Args:
+        site_channels: width of x.
+        edge_channels: width of e.
+
+    Source: Xie and Grossman 2018, with the batch norms of the authors' program.
+    """
+
+    def __init__(self, site_channels: int, edge_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * site_channels + edge_channels, 2 * site_channels)
+        self.edge_norm = BatchNorm(2 * site_channels)
+        self.sum_norm = BatchNorm(site_channels)
+
+    def forward(self, x: Tensor, e: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Gather the edges of every site.
+
+        Args:
+            x: [N, C] site features.
+            e: [E, P] edge features.
+            source: [E] site j of each edge.
+            target: [E] site i of each edge.
+
+        Returns:
+            [N, C] new site features.
+        """
+        of_target, of_source, of_edge = self.linear.weight.split([x.size(1), x.size(1), e.size(1)], dim=1)
+        message = (x @ of_target.T + self.linear.bias)[target] + (x @ of_source.T)[source] + e @ of_edge.T
+        gate, core = self.edge_norm(message).chunk(2, dim=1)
+        message = gate.sigmoid() * F.softplus(core)
+        total = message.new_zeros(x.shape).index_add(0, target, message)
+        return F.softplus(x + self.sum_norm(total))
+
+
+class CGCNN(Encoder):
+    r"""CGCNN with a level of Deep InfoMax for each convolution and one for the crystal.
+
+    Distances are expanded in Gaussians, :math:`e^{-(d - \mu)^2 / s^2}` with :math:`\mu = 0, s, 2s, \dots` up to the
+    cutoff. The convolutions are followed by the mean over sites, softplus, the crystal layer and one more softplus,
+    which belongs to the head here: the crystal layer itself is unbounded, as noise and KL term want it.
+
+    Level of a convolution: constituents are the features of the neighbour before the convolution and the Gaussians of
+    the edge; z is the site after the convolution. Global level: constituents are the sites after the last convolution;
+    z is the output of the crystal layer.
+
+    Args:
+        site_channels: width of site features.
+        convolutions: number of convolutions.
+        crystal_channels: width of the crystal layer, the length of the global representation.
+        k: nearest neighbours of a site.
+        cutoff: largest distance of a neighbour, in angstrom.
+        gaussian_step: distance and width s of the Gaussians, in angstrom.
+        pad: fill up missing neighbours as the authors' program does, see
+            :class:`~pyg_dim.data.graphs.NearestNeighbors`.
+        species_channels: length of vectors that describe the species in place of the site features. They are a
+            buffer, NaN until :func:`load_cgcnn_checkpoint` or the state of another encoder fills it.
+        noise: noise on all representations: "conditional", "learned", "none".
+        kl: form of the KL term: "log_variance", "paper".
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Xie and Grossman 2018; levels: Moran et al., Digital Discovery 2025, 4, 790, fig. 12.
+    """
+
+    name: ClassVar[str] = "cgcnn"
+    species: Tensor | None
+
+    def __init__(
+        self,
+        site_channels: int = 64,
+        convolutions: int = 3,
+        crystal_channels: int = 128,
+        k: int = 12,
+        cutoff: float = 8.0,
+        gaussian_step: float = 0.2,
+        pad: bool = False,
+        species_channels: int | None = None,
+        noise: NoiseForm = "conditional",
+        kl: KLForm = "log_variance",
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "site_channels": site_channels, "convolutions": convolutions, "crystal_channels": crystal_channels,
+            "k": k, "cutoff": cutoff, "gaussian_step": gaussian_step, "pad": pad,
+            "species_channels": species_channels, "noise": noise, "kl": kl,
+        }  # fmt: skip
+        for argument in ("site_channels", "convolutions", "crystal_channels", "k", "species_channels"):
+            if (value := self.config[argument]) is not None and value < 1:
+                raise ValueError(f"CGCNN: {argument} must be at least 1, not {value}")
+        for argument in ("cutoff", "gaussian_step"):
+            if not 0 < (value := self.config[argument]) < float("inf"):
+                raise ValueError(f"CGCNN: {argument} must be a positive length in angstrom, not {value}")
+        self.graph: Callable[[Any], Any] = NearestNeighbors(k, cutoff, pad)
+        self.channels = crystal_channels
+        self.gaussian_step = gaussian_step
+        self.gaussians = round(cutoff / gaussian_step) + 1
+
+        table = None if species_channels is None else torch.full((MAX_Z + 1, species_channels), float("nan"))
+        self.register_buffer("species", table)
+        self.embed_site = nn.Linear(species_channels or NUM_FEATURES, site_channels)
+        self.convolutions = nn.ModuleList(GatedConvolution(site_channels, self.gaussians) for _ in range(convolutions))
+        self.convolution_levels = nn.ModuleList(
+            Level(site_channels, site_channels + self.gaussians, scope="site", noise=noise, kl=kl)
+            for _ in range(convolutions)
+        )
+        self.output = nn.Linear(site_channels, crystal_channels)
+        self.global_level = Level(
+            crystal_channels, site_channels, hidden_channels=site_channels, scope="crystal", noise=noise, kl=kl
+        )
+
+    def set_compile(self, enabled: bool) -> None:
+        """Run the critics of the convolutions through torch.compile (the same numbers), or eagerly.
+
+        Args:
+            enabled: whether to compile.
+        """
+        for level in self.convolution_levels:
+            level.compiled = enabled
+
+    def expand(self, distance: Tensor) -> Tensor:
+        """Gaussians of distances.
+
+        Args:
+            distance: [E] in angstrom.
+
+        Returns:
+            [E, P] values in [0, 1].
+        """
+        centre = torch.arange(self.gaussians, dtype=distance.dtype, device=distance.device) * self.gaussian_step
+        return (-((distance[:, None] - centre) / self.gaussian_step).square()).exp()
+
+    def represent(self, batch: Any) -> Representation:
+        """Local and global representations of a batch; see :meth:`Encoder.represent`."""
+        source, target = batch.edge_index
+        edge = self.expand(batch.edge_dist)
+        site = self.embed_site(batch.x if self.species is None else self.species[batch.z])
+        for convolution, level in zip(self.convolutions, self.convolution_levels, strict=True):
+            site = level(
+                convolution(site, edge, source, target),
+                constituents=Constituents((site, source), (edge, None)),
+                index=target,
+            )
+        sums = site.new_zeros(batch.num_graphs, site.size(1)).index_add(0, batch.batch, site)
+        hidden = F.softplus(sums / batch.ptr.diff().to(site.dtype)[:, None])
+        crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
+        return Representation(crystal, hidden, site)

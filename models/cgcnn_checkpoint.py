@@ -1,0 +1,248 @@
+"""Published CGCNN weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyg_dim.data.elements import MAX_Z
+from pyg_dim.models.cgcnn import CGCNN
+
+_THEIRS: Final = {
+    r"encoder\.embed_site": "embedding",
+    r"encoder\.convolutions\.(\d+)\.linear": r"convs.\1.fc_full",
+    r"encoder\.convolutions\.(\d+)\.edge_norm": r"convs.\1.bn1",
+    r"encoder\.convolutions\.(\d+)\.sum_norm": r"convs.\1.bn2",
+    r"encoder\.output": "conv_to_fc",
+    r"layers\.(\d+)": r"fcs.\1",
+    r"output": "fc_out",
+}
+"""How the authors' program calls the layers that have a name (a pattern) here."""
+_COUNTER: Final = "num_batches_tracked"
+_scalar: Any = np.float64(0).__reduce__()[0]
+_SAFE: Final[list[Any]] = [
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+"""A number of NumPy, as which the score of a classifier lies beside its weights."""
+
+
+class CGCNNPredictor(nn.Module):
+    """CGCNN with the head of the authors' program: a property of each crystal.
+
+    Args:
+        encoder: what represents the crystals.
+        layers: number of fully connected layers between the crystal layer and the output.
+        outputs: 1 for a number, 2 for the classifiers.
+
+    Attributes:
+        mean: mean of the target, in its unit.
+        std: its standard deviation.
+
+    Source: Xie and Grossman 2018, the authors' program.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: CGCNN, layers: int = 0, outputs: int = 1) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(0.5 if outputs > 1 else 0.0)
+        self.layers = nn.ModuleList(nn.Linear(encoder.channels, encoder.channels) for _ in range(layers))
+        self.output = nn.Linear(encoder.channels, outputs)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, batch: Any) -> Tensor:
+        """Predict.
+
+        Args:
+            batch: crystal batch with the edges of ``encoder.graph``.
+
+        Returns:
+            [B] predictions in the unit of the target; [B, 2] logarithms of the probabilities from a classifier.
+
+        Raises:
+            ValueError: the batch has an element that no vector describes; the message names it.
+        """
+        if self.encoder.species is not None:
+            unknown = batch.z[self.encoder.species[batch.z].isnan().any(dim=1)].unique().tolist()
+            if unknown:
+                raise ValueError(f"there are no atom vectors for the elements with atomic numbers {unknown}")
+        hidden = self.dropout(F.softplus(self.encoder(batch)))
+        for layer in self.layers:
+            hidden = F.softplus(layer(hidden))
+        out = self.output(hidden)
+        return F.log_softmax(out, dim=-1) if out.size(1) > 1 else out[:, 0] * self.std + self.mean
+
+
+def load_cgcnn_checkpoint(
+    weights: str | Path,
+    atom_vectors: str | Path,
+    *,
+    k: int = 12,
+    cutoff: float = 8.0,
+    gaussian_step: float = 0.2,
+    dtype: torch.dtype = torch.float32,
+) -> CGCNNPredictor:
+    """Read weights of the authors' program, such as those that were published with it.
+
+    Sizes follow from the weights. The levels of Deep InfoMax, which those weights do not have, get new parameters.
+
+    Args:
+        weights: ``.pth.tar`` file of the program (its "state_dict" and "normalizer" are read), or ``.npz`` with
+            ``weights/<name>``, ``normalizer/mean`` and ``normalizer/std``.
+        atom_vectors: ``atom_init.json`` of the program ({atomic number: vector}), or ``.npz`` with ``Z`` [n] and
+            ``vectors`` [n, C].
+        k: neighbours of a site that the program was run with.
+        cutoff: its radius, in angstrom.
+        gaussian_step: its step of Gaussians, in angstrom.
+        dtype: type of the parameters.
+
+    Returns:
+        The predictor, in evaluation mode; its ``encoder`` pads missing neighbours as the program does.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is not what it should be, lacks something, or does not fit; the message names it.
+    """
+    path = Path(weights)
+    state, mean, std = _read_npz(path) if path.suffix == ".npz" else _read_pth(path)
+    encoder = CGCNN(
+        site_channels=_width(state, "embedding.weight", 0, path),
+        convolutions=_count(state, "convs"),
+        crystal_channels=_width(state, "conv_to_fc.weight", 0, path),
+        k=k,
+        cutoff=cutoff,
+        gaussian_step=gaussian_step,
+        pad=True,
+        species_channels=_width(state, "embedding.weight", 1, path),
+    )
+    predictor = CGCNNPredictor(encoder, _count(state, "fcs"), _width(state, "fc_out.weight", 0, path))
+    predictor.to(dtype)
+    _fill(predictor, state, path)
+    predictor.mean.fill_(mean)
+    predictor.std.fill_(std)
+    assert encoder.species is not None  # noqa: S101 - it was built with a table
+    _fill_species(encoder.species, Path(atom_vectors))
+    return predictor.eval()
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    _must_exist(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # foreign bytes give errors of any type
+        raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Tensor], float, float]:
+    arrays = _read_arrays(path)
+    state = {
+        name.removeprefix("weights/"): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith("weights/")
+    }
+    mean, std = (_number(arrays.get(f"normalizer/{name}"), f"normalizer/{name}", path) for name in ("mean", "std"))
+    return state, mean, std
+
+
+def _read_pth(path: Path) -> tuple[dict[str, Tensor], float, float]:
+    _must_exist(path)
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes give errors of any type
+        raise ValueError(
+            f"{path} is not a readable PyTorch file of tensors and plain values: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"{path} is a PyTorch file but no checkpoint of CGCNN: it has no 'state_dict'")
+    normalizer = content.get("normalizer")
+    normalizer = normalizer if isinstance(normalizer, dict) else {}
+    mean, std = (_number(normalizer.get(name), f"normalizer/{name}", path) for name in ("mean", "std"))
+    return content["state_dict"], mean, std
+
+
+def _number(value: Any, name: str, path: Path) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of CGCNN: it has no number {name!r}") from error
+
+
+def _count(state: dict[str, Tensor], part: str) -> int:
+    """Number of layers of a list; that of a list with a gap too, so that what is missing there can be named."""
+    found = [re.match(rf"{part}\.(\d+)\.", name) for name in state]
+    least = 1 if part == "convs" else 0
+    return max((int(match[1]) + 1 for match in found if match), default=least)
+
+
+def _width(state: dict[str, Tensor], name: str, dim: int, path: Path) -> int:
+    if name not in state:
+        raise ValueError(f"{path} is no checkpoint of CGCNN: it has no {name!r}")
+    if state[name].dim() != 2:
+        raise ValueError(f"{path}: {name!r} has shape {tuple(state[name].shape)}, not that of a linear layer")
+    return state[name].size(dim)
+
+
+def _their_name(name: str) -> str | None:
+    """Name of a parameter or buffer in the authors' program; None where it has no such."""
+    layer, _, kind = name.rpartition(".")
+    for pattern, theirs in _THEIRS.items():
+        if kind != _COUNTER and (match := re.fullmatch(pattern, layer)):
+            return f"{match.expand(theirs)}.{kind}"
+    return None
+
+
+def _fill(predictor: CGCNNPredictor, state: dict[str, Tensor], path: Path) -> None:
+    """Copy the weights; all but the parameters of the levels must be there, in the right shape."""
+    own = {theirs: value for name, value in predictor.state_dict().items() if (theirs := _their_name(name))}
+    if missing := [name for name in own if name not in state]:
+        raise ValueError(f"{path} is no checkpoint of CGCNN, or not all of one: it has no {', '.join(missing)}")
+    if foreign := [name for name in state if name not in own and not name.endswith(_COUNTER)]:
+        raise ValueError(f"{path} has weights that CGCNN does not have: {', '.join(foreign)}")
+    for name, target in own.items():
+        if state[name].shape != target.shape:
+            raise ValueError(
+                f"{path}: {name!r} has shape {tuple(state[name].shape)} where {tuple(target.shape)} is needed"
+                + (f", with {predictor.encoder.gaussians} Gaussians for an edge" if "fc_full" in name else "")
+            )
+        target.copy_(state[name])
+
+
+def _fill_species(table: Tensor, path: Path) -> None:
+    if path.suffix == ".npz":
+        arrays = _read_arrays(path)
+        if missing := {"Z", "vectors"} - arrays.keys():
+            raise ValueError(f"{path} holds no atom vectors: it has no {', '.join(sorted(missing))}")
+        vectors = dict(zip(arrays["Z"].tolist(), arrays["vectors"].tolist(), strict=True))
+    else:
+        _must_exist(path)
+        try:
+            vectors = {int(z): vector for z, vector in json.loads(path.read_text()).items()}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} holds no atom vectors: not JSON of the form {{atomic number: vector}}") from error
+    for z, vector in vectors.items():
+        if not 1 <= z <= MAX_Z:
+            raise ValueError(f"{path}: there is no element with atomic number {z} here; the last is {MAX_Z}")
+        if not isinstance(vector, list) or len(vector) != table.size(1):
+            length = len(vector) if isinstance(vector, list) else "no"
+            raise ValueError(f"{path}: element {z} has {length} numbers where the weights want {table.size(1)}")
+        table[z] = torch.tensor(vector, dtype=table.dtype)
