@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.critic import CriticName
 from pyg_dim.data.elements import NUM_FEATURES
 from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
-from pyg_dim.losses import KLForm
+from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation
 
 
@@ -211,6 +212,8 @@ class SiteNet(Encoder):
         distance_weights: weight the constituents of the local level by 1/(1 + d)², or equally.
         noise: noise on both representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
+        critic: what scores constituents: "dot_product", "bilinear".
+        estimator: loss of the scores: "jensen_shannon", "info_nce".
 
     Raises:
         ValueError: an argument out of range.
@@ -236,6 +239,8 @@ class SiteNet(Encoder):
         distance_weights: bool = True,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
+        critic: CriticName = "dot_product",
+        estimator: Estimator = "jensen_shannon",
     ) -> None:
         super().__init__()
         self.config = {
@@ -243,6 +248,7 @@ class SiteNet(Encoder):
             "attention_hidden": list(attention_hidden), "value_hidden": list(value_hidden),
             "local_channels": local_channels, "pre_pool": list(pre_pool), "post_pool": list(post_pool),
             "supercell_sites": supercell_sites, "distance_weights": distance_weights, "noise": noise, "kl": kl,
+            "critic": critic, "estimator": estimator,
         }  # fmt: skip
         for argument, value in self.config.items():
             if isinstance(value, list) and not value and argument != "value_hidden":
@@ -265,13 +271,22 @@ class SiteNet(Encoder):
             scope="site",
             noise=noise,
             kl=kl,
+            critic=critic,
+            estimator=estimator,
         )
         self.pre_pool = _chain(local_channels, pre_pool)
         widths = [pre_pool[-1], *post_pool]
         self.post_pool = _chain(widths[0], widths[1:-1])
         self.output = nn.Linear(widths[-2], widths[-1])
         self.global_level = Level(
-            self.channels, local_channels, hidden_channels=widths[-2], scope="crystal", noise=noise, kl=kl
+            self.channels,
+            local_channels,
+            hidden_channels=widths[-2],
+            scope="crystal",
+            noise=noise,
+            kl=kl,
+            critic=critic,
+            estimator=estimator,
         )
 
     def set_compile(self, enabled: bool) -> None:

@@ -15,6 +15,8 @@ JS_BASELINE: Final = 2.0 * math.log(2.0)
 Estimator = Literal["jensen_shannon", "info_nce"]
 ESTIMATORS: Final[dict[Estimator, str]] = {"jensen_shannon": "js", "info_nce": "nce"}
 """Losses of scored constituents, and their short names in logs."""
+BASELINES: Final = {"js": JS_BASELINE, "nce": 0.0}
+"""What a critic that scores everything zero gets, by short name."""
 
 KLForm = Literal["log_variance", "paper"]
 KL_FORMS: Final = ("log_variance", "paper")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pyg_dim.losses import JS_BASELINE
+from pyg_dim.losses import BASELINES
 
 TRAINED = "trained"
 UNTRAINED = "untrained"
@@ -72,7 +72,7 @@ def loss_rows(losses: Mapping[str, float]) -> list[dict[str, Any]]:
     for tag, value in losses.items():
         phase, _, name = tag.partition("/")
         if phase in ("train", "val") and name and not name.startswith("detail/"):
-            baseline = JS_BASELINE if name.startswith("js/") else math.nan
+            baseline = BASELINES.get(name.partition("/")[0], math.nan)
             row = rows.setdefault(name, {"section": "loss", "name": name, "unit": "", "baseline": baseline})
             row[phase] = float(value)
     return list(rows.values())

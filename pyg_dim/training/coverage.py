@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from pyg_dim.losses import BASELINES
 from pyg_dim.training.meter import COVERAGE
 
 OFTEN: Final = 0.5
@@ -44,7 +45,7 @@ def scarce_text(means: Mapping[str, float]) -> str | None:
         for name, coverage in means.items():
             kind = name.removeprefix(own).removesuffix(COVERAGE)
             # Coverage of the loss as a whole is that of its kinds together.
-            if name == own + kind + COVERAGE and kind != "js" and coverage < OFTEN:
+            if name == own + kind + COVERAGE and kind not in BASELINES and coverage < OFTEN:
                 scarce.append(f"{level}/{kind} in {1 - coverage:.0%} of groups".replace("%", " %"))
     return f"false samples that were often impossible: {', '.join(scarce)}" if scarce else None
 
@@ -68,9 +69,10 @@ def coverage_notes(metrics: Mapping[str, float]) -> list[str]:
 
 def _levels(means: Mapping[str, float]) -> dict[str, float]:
     """Share of groups with any valid false sample, by level."""
-    own, end = "detail/", "/js" + COVERAGE
+    own = "detail/"
     return {
         name.removeprefix(own).removesuffix(end): value
+        for end in (f"/{estimator}{COVERAGE}" for estimator in BASELINES)
         for name, value in means.items()
         if name.startswith(own) and name.endswith(end)
     }

@@ -13,7 +13,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.losses import JS_BASELINE
+from pyg_dim.losses import BASELINES
 from pyg_dim.models import Encoder
 from pyg_dim.training.checkpoints import SECTION
 from pyg_dim.training.coverage import scarce_text, starved_text
@@ -107,8 +107,9 @@ class TrainingModule(LightningModule):
         means = self.train_meter.reduced_means()
         self.require_finite(means)
         self._log_means("train", means)
-        if any(name.startswith("js/") for name in means):
-            self.log("baseline/js", JS_BASELINE, sync_dist=True)
+        for estimator, baseline in BASELINES.items():
+            if any(name.startswith(f"{estimator}/") for name in means):
+                self.log(f"baseline/{estimator}", baseline, sync_dist=True)
         if not self._coverage_told and self.trainer.is_global_zero:
             self._tell_coverage(means)
 

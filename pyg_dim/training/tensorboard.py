@@ -19,6 +19,8 @@ from pyg_dim.evaluate.figures import FEWEST, tsne_figure
 from pyg_dim.evaluate.intrinsic import DENSITY, ELECTRONEGATIVITY, intrinsic_targets
 from pyg_dim.evaluate.report import UNITS
 from pyg_dim.evaluate.represent import represent
+from pyg_dim.level import Level
+from pyg_dim.losses import ESTIMATORS
 from pyg_dim.models import Encoder
 
 MOST_CRYSTALS = 2000
@@ -35,12 +37,13 @@ ALARM = 0.5
 
 
 class LossCharts(Callback):
-    """Put the Jensen-Shannon losses of a level and their baseline into one chart, on the page "Custom Scalars"."""
+    """Put the losses of a level and their baseline into one chart, on the page "Custom Scalars"."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout of the page."""
         charts = {
-            f"js/{where}": ["Multiline", [f"train/js/{where}", f"val/js/{where}", "baseline/js"]]
+            f"{name}/{where}": ["Multiline", [f"train/{name}/{where}", f"val/{name}/{where}", f"baseline/{name}"]]
+            for name in sorted({ESTIMATORS[m.estimator] for m in pl_module.modules() if isinstance(m, Level)})
             for where in ("local", "global")
         }
         for writer in _writers(trainer):
