@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
-from pyg_dim.data.elements import MAX_Z, NUM_FEATURES
+from pyg_dim.data.elements import MAX_Z, NUM_FEATURES, site_features
 from pyg_dim.data.graphs import NearestNeighbors
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import KLForm
@@ -77,9 +77,18 @@ class GatedConvolution(nn.Module):
         return F.softplus(x + self.sum_norm(total))
 
 
+def _feature_scale() -> tuple[Tensor, Tensor]:
+    """[9] mean and [9] standard deviation of the site features over the elements; of oxidation states 0 and 1."""
+    z = torch.arange(1, MAX_Z + 1)
+    features = site_features(z, torch.zeros(MAX_Z, dtype=torch.float64), torch.float64)
+    spread = features.std(dim=0, correction=0)
+    return features.mean(dim=0), torch.where(spread > 0, spread, 1.0)
+
+
 class CGCNN(Encoder):
     r"""CGCNN with a level of Deep InfoMax for each convolution and one for the crystal.
 
+    Site features are brought to zero mean and unit spread over the elements, since nothing scales them later.
     Distances are expanded in Gaussians, :math:`e^{-(d - \mu)^2 / s^2}` with :math:`\mu = 0, s, 2s, \dots` up to the
     cutoff. The convolutions are followed by the mean over sites, softplus, the crystal layer and one more softplus,
     which belongs to the head here: the crystal layer itself is unbounded, as noise and KL term want it.
@@ -110,6 +119,8 @@ class CGCNN(Encoder):
 
     name: ClassVar[str] = "cgcnn"
     species: Tensor | None
+    feature_mean: Tensor
+    feature_spread: Tensor
 
     def __init__(
         self,
@@ -143,6 +154,9 @@ class CGCNN(Encoder):
 
         table = None if species_channels is None else torch.full((MAX_Z + 1, species_channels), float("nan"))
         self.register_buffer("species", table)
+        mean, spread = _feature_scale()
+        self.register_buffer("feature_mean", mean.float())
+        self.register_buffer("feature_spread", spread.float())
         self.embed_site = nn.Linear(species_channels or NUM_FEATURES, site_channels)
         self.convolutions = nn.ModuleList(GatedConvolution(site_channels, self.gaussians) for _ in range(convolutions))
         self.convolution_levels = nn.ModuleList(
@@ -179,7 +193,10 @@ class CGCNN(Encoder):
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
         source, target = batch.edge_index
         edge = self.expand(batch.edge_dist)
-        site = self.embed_site(batch.x if self.species is None else self.species[batch.z])
+        if self.species is None:
+            site = self.embed_site((batch.x - self.feature_mean) / self.feature_spread)
+        else:
+            site = self.embed_site(self.species[batch.z])
         for convolution, level in zip(self.convolutions, self.convolution_levels, strict=True):
             site = level(
                 convolution(site, edge, source, target),

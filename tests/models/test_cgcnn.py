@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyg_dim import record
+from pyg_dim.data.elements import MAX_Z, site_features
 from pyg_dim.models import CGCNN, build
 from pyg_dim.models.cgcnn import BatchNorm, GatedConvolution
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
@@ -85,7 +86,8 @@ def test_convolution_written_out(model) -> None:
 def test_representation_written_out(model, graph_of) -> None:
     batch = graph_of(model, NAMES)
     distance = [[(-(((d - 0.8 * n) / 0.8) ** 2)).exp() for n in range(11)] for d in batch.edge_dist]
-    site = batch.x @ model.embed_site.weight.T + model.embed_site.bias
+    scaled = (batch.x - model.feature_mean) / model.feature_spread
+    site = scaled @ model.embed_site.weight.T + model.embed_site.bias
     for convolution in model.convolutions:
         site = convolution(site, torch.tensor(distance, dtype=torch.float64), *batch.edge_index)
     hidden = torch.stack([F.softplus(site[batch.batch == c].mean(0)) for c in range(len(NAMES))])
@@ -94,6 +96,14 @@ def test_representation_written_out(model, graph_of) -> None:
     close(out.hidden, hidden, 1e-12)
     close(out.crystal, hidden @ model.output.weight.T + model.output.bias, 1e-12)
     assert out.crystal.min() < 0  # unbounded: the last softplus is the head's
+
+
+def test_site_features_are_scaled(model) -> None:
+    features = site_features(torch.arange(1, MAX_Z + 1), torch.full((MAX_Z,), 2.0), torch.float32)
+    scaled = (features - model.feature_mean) / model.feature_spread
+    close(scaled[:, :-1].mean(0), torch.zeros(8).double(), 1e-5)
+    close(scaled[:, :-1].std(0, correction=0), torch.ones(8).double(), 1e-5)
+    assert (scaled[:, -1] == 2).all()  # oxidation states are small numbers already
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -250,10 +260,10 @@ def test_corrupted_passes_leave_running_statistics_as_they_were(graph_of, genera
     objective(batch, generator)["total"].backward()
     alone(batch)
     after = dict(objective.encoder.named_buffers())
-    assert len(after) == 2 * 2 * 3
+    assert len(after) == 2 * 2 * 3 + 2
     for name, value in alone.named_buffers():
         assert after[name].equal(value)
-        assert not value.equal(initial[name])
+        assert value.equal(initial[name]) == name.startswith("feature")
 
 
 def test_corrupted_passes_normalise_with_their_own_statistics(graph_of, generator) -> None:
