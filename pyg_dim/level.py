@@ -187,20 +187,22 @@ class Level(nn.Module):
         for stated, found in ((self.channels, channels), (self.constituent_channels, constituent_channels)):
             if stated not in (-1, found):
                 raise ValueError(f"{self} was given a width of {found} where {stated} was stated")
+        critic, noise = self._parts(channels, constituent_channels, hidden_channels)
+        drawn = dict(nn.ModuleDict({"critic": critic} | ({} if noise is None else {"noise": noise})).named_parameters())
         waiting = dict(self.named_parameters())
-        self.critic, self.noise = self._parts(channels, constituent_channels, hidden_channels)
-        self.train(self.training)
-        for module, name, path in _parameters(self):
-            drawn, parameter = getattr(module, name), waiting[path]
-            # The object stays, for the optimiser that holds it; its values stay where they were loaded.
-            if isinstance(parameter, UninitializedParameter):
-                parameter.materialize(drawn.shape)
-                parameter.data.copy_(drawn.data)
-            elif parameter.shape != drawn.shape:
+        for path, parameter in waiting.items():
+            if not isinstance(parameter, UninitializedParameter) and parameter.shape != drawn[path].shape:
                 raise ValueError(
                     f"{self}: {path} was loaded with shape {tuple(parameter.shape)}, the model needs "
-                    f"{tuple(drawn.shape)}: the parameters are those of another model"
+                    f"{tuple(drawn[path].shape)}: the parameters are those of another model"
                 )
+        self.critic, self.noise = critic, noise
+        self.train(self.training)
+        for module, name, path in _parameters(self):
+            # The object stays, for the optimiser that holds it; its values stay where they were loaded.
+            if isinstance(parameter := waiting[path], UninitializedParameter):
+                parameter.materialize(drawn[path].shape)
+                parameter.data.copy_(drawn[path].data)
             setattr(module, name, parameter)
         self.channels, self.constituent_channels, self.lazy = channels, constituent_channels, False
 

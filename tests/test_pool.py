@@ -213,8 +213,9 @@ def test_parameters_without_widths_load_and_follow_dtype() -> None:
     assert losses[0].equal(losses[1])
     foreign = DIMPool("mean", in_channels=-1)
     foreign.load_state_dict(DIMPool("mean", in_channels=4).state_dict())
-    with pytest.raises(ValueError, match=r"was loaded with shape \(4, 4\), the model needs \(6, 6\)|loaded with shape"):
-        foreign(torch.rand(6, F), INDEX)
+    for _ in range(2):  # a refusal changes nothing
+        with pytest.raises(ValueError, match=r"was loaded with shape \(64, 4\), the model needs \(64, 6\)"):
+            foreign(torch.rand(6, F), INDEX)
 
 
 def test_lists_and_other_modules() -> None:
