@@ -70,7 +70,8 @@ class GatedConvolution(nn.Module):
             [N, C] new site features.
         """
         of_target, of_source, of_edge = self.linear.weight.split([x.size(1), x.size(1), e.size(1)], dim=1)
-        message = (x @ of_target.T + self.linear.bias)[target] + (x @ of_source.T)[source] + e @ of_edge.T
+        of_sites = (x @ of_target.T + self.linear.bias)[target] + (x @ of_source.T)[source]
+        message = torch.addmm(of_sites, e, of_edge.T)
         gate, core = self.edge_norm(message).chunk(2, dim=1)
         message = gate.sigmoid() * F.softplus(core)
         total = message.new_zeros(x.shape).index_add(0, target, message)
@@ -174,8 +175,9 @@ class CGCNN(Encoder):
         Args:
             enabled: whether to compile.
         """
-        for level in self.convolution_levels:
-            level.compiled = enabled
+        for level in self.convolution_levels.modules():
+            if isinstance(level, Level):
+                level.compiled = enabled
 
     def expand(self, distance: Tensor) -> Tensor:
         """Gaussians of distances.
