@@ -105,10 +105,10 @@ class CGCNN(Encoder):
         k: nearest neighbours of a site.
         cutoff: largest distance of a neighbour, in angstrom.
         gaussian_step: distance and width s of the Gaussians, in angstrom.
-        pad: fill up missing neighbours as the authors' program does, see
-            :class:`~pyg_dim.data.graphs.NearestNeighbors`.
+        pad: fill up missing neighbours as the authors' program does: with edges from the first site of the crystal, of
+            length ``cutoff + 1``.
         species_channels: length of vectors that describe the species in place of the site features. They are a
-            buffer, NaN until :func:`load_cgcnn_checkpoint` or the state of another encoder fills it.
+            buffer, NaN until ``load_cgcnn_checkpoint`` or the state of another encoder fills it.
         noise: noise on all representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
 
