@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.critic import CriticName
 from pyg_dim.data.elements import MAX_Z, NUM_FEATURES, site_features
 from pyg_dim.data.graphs import NearestNeighbors
 from pyg_dim.level import Level, NoiseForm
-from pyg_dim.losses import KLForm
+from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation
 
 
@@ -111,6 +112,8 @@ class CGCNN(Encoder):
             buffer, NaN until ``load_cgcnn_checkpoint`` or the state of another encoder fills it.
         noise: noise on all representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
+        critic: what scores constituents: "dot_product", "bilinear".
+        estimator: loss of the scores: "jensen_shannon", "info_nce".
 
     Raises:
         ValueError: an argument out of range.
@@ -135,12 +138,14 @@ class CGCNN(Encoder):
         species_channels: int | None = None,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
+        critic: CriticName = "dot_product",
+        estimator: Estimator = "jensen_shannon",
     ) -> None:
         super().__init__()
         self.config = {
             "site_channels": site_channels, "convolutions": convolutions, "crystal_channels": crystal_channels,
             "k": k, "cutoff": cutoff, "gaussian_step": gaussian_step, "pad": pad,
-            "species_channels": species_channels, "noise": noise, "kl": kl,
+            "species_channels": species_channels, "noise": noise, "kl": kl, "critic": critic, "estimator": estimator,
         }  # fmt: skip
         for argument in ("site_channels", "convolutions", "crystal_channels", "k", "species_channels"):
             if (value := self.config[argument]) is not None and value < 1:
@@ -161,12 +166,27 @@ class CGCNN(Encoder):
         self.embed_site = nn.Linear(species_channels or NUM_FEATURES, site_channels)
         self.convolutions = nn.ModuleList(GatedConvolution(site_channels, self.gaussians) for _ in range(convolutions))
         self.convolution_levels = nn.ModuleList(
-            Level(site_channels, site_channels + self.gaussians, scope="site", noise=noise, kl=kl)
+            Level(
+                site_channels,
+                site_channels + self.gaussians,
+                scope="site",
+                noise=noise,
+                kl=kl,
+                critic=critic,
+                estimator=estimator,
+            )
             for _ in range(convolutions)
         )
         self.output = nn.Linear(site_channels, crystal_channels)
         self.global_level = Level(
-            crystal_channels, site_channels, hidden_channels=site_channels, scope="crystal", noise=noise, kl=kl
+            crystal_channels,
+            site_channels,
+            hidden_channels=site_channels,
+            scope="crystal",
+            noise=noise,
+            kl=kl,
+            critic=critic,
+            estimator=estimator,
         )
 
     def set_compile(self, enabled: bool) -> None:

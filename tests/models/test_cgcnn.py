@@ -210,6 +210,16 @@ def test_losses_have_the_names_of_every_architecture(graph_of, generator) -> Non
         assert all(losses[f"detail/{level}/{kind}/coverage"] > 0 for kind in kinds)
 
 
+def test_other_classifiers(graph_of, generator) -> None:
+    model = CGCNN(**SMALL, critic="bilinear", estimator="info_nce").double()
+    losses = DeepInfoMax(model)(graph_of(model, NAMES), generator)
+    assert losses["total"].isfinite()
+    assert {"nce/local", "nce/global"} <= losses.keys()
+    assert {type(level.critic).__name__ for level in (*model.convolution_levels, model.global_level)} == {
+        "BilinearCritic"
+    }
+
+
 def _with_gradient(model: nn.Module) -> set[str]:
     """First part of the names of the parameters that have a gradient, and the number where there is one."""
     names = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12]
