@@ -73,9 +73,10 @@ class CGCNNPredictor(nn.Module):
             [B] predictions in the unit of the target; [B, 2] logarithms of the probabilities from a classifier.
 
         Raises:
-            ValueError: the batch has an element that no vector describes; the message names it.
+            ValueError: in evaluation mode, the batch has an element that no vector describes; the message names it.
         """
-        if self.encoder.species is not None:
+        # Not while training, where it would make the host wait for the device.
+        if self.encoder.species is not None and not self.training:
             unknown = batch.z[self.encoder.species[batch.z].isnan().any(dim=1)].unique().tolist()
             if unknown:
                 raise ValueError(f"there are no atom vectors for the elements with atomic numbers {unknown}")
@@ -228,21 +229,28 @@ def _fill(predictor: CGCNNPredictor, state: dict[str, Tensor], path: Path) -> No
 
 
 def _fill_species(table: Tensor, path: Path) -> None:
-    if path.suffix == ".npz":
-        arrays = _read_arrays(path)
-        if missing := {"Z", "vectors"} - arrays.keys():
-            raise ValueError(f"{path} holds no atom vectors: it has no {', '.join(sorted(missing))}")
-        vectors = dict(zip(arrays["Z"].tolist(), arrays["vectors"].tolist(), strict=True))
-    else:
-        _must_exist(path)
-        try:
-            vectors = {int(z): vector for z, vector in json.loads(path.read_text()).items()}
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} holds no atom vectors: not JSON of the form {{atomic number: vector}}") from error
+    """Put the vectors of a file into the rows of their elements."""
+    try:
+        if path.suffix == ".npz":
+            arrays = _read_arrays(path)
+            pairs = list(zip(arrays["Z"].tolist(), arrays["vectors"].tolist(), strict=True))
+        else:
+            _must_exist(path)
+            pairs = list(json.loads(path.read_text()).items())
+        vectors = {int(z): torch.tensor(vector, dtype=table.dtype) for z, vector in pairs}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no atom vectors, neither as JSON {{atomic number: [numbers]}} nor as arrays Z and vectors: "
+            f"{error}"
+        ) from error
     for z, vector in vectors.items():
         if not 1 <= z <= MAX_Z:
             raise ValueError(f"{path}: there is no element with atomic number {z} here; the last is {MAX_Z}")
-        if not isinstance(vector, list) or len(vector) != table.size(1):
-            length = len(vector) if isinstance(vector, list) else "no"
-            raise ValueError(f"{path}: element {z} has {length} numbers where the weights want {table.size(1)}")
-        table[z] = torch.tensor(vector, dtype=table.dtype)
+        if vector.shape != table[z].shape:
+            raise ValueError(
+                f"{path}: the vector of element {z} has the shape {tuple(vector.shape)}, where the weights want "
+                f"{table.size(1)} numbers"
+            )
+        if not vector.isfinite().all():
+            raise ValueError(f"{path}: the vector of element {z} holds a number that is not finite")
+        table[z] = vector

@@ -69,6 +69,10 @@ class Constituents:
         """The same constituents without gradient."""
         return Constituents(*((features.detach(), index) for features, index in self.parts))
 
+    def to(self, dtype: torch.dtype) -> Constituents:
+        """The same constituents in numbers of another type."""
+        return Constituents(*((features.to(dtype), index) for features, index in self.parts))
+
     def dense(self) -> Tensor:
         """The [n, F] tensor itself."""
         return torch.cat([f if index is None else f[index] for f, index in self.parts], dim=-1)

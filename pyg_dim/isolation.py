@@ -17,12 +17,17 @@ class Isolation:
     def __init__(self) -> None:
         self._earlier: set[Node] = set()
 
-    def close(self, *outputs: Tensor) -> None:
+    def close(self, *outputs: Tensor) -> tuple[Tensor, ...]:
         """Cut the graph of a level off from those of earlier ones.
 
         Args:
             *outputs: representation of the level, and whatever else its loss is made of.
+
+        Returns:
+            The outputs; without gradient those that come from the very operation that gave an earlier level its own
+            (parts of one tensor, for instance).
         """
+        outputs = tuple(output.detach() if output.grad_fn in self._earlier else output for output in outputs)
         found: set[Node] = set()
         open_ends = [output.grad_fn for output in outputs if output.grad_fn is not None]
         while open_ends:
@@ -39,6 +44,7 @@ class Isolation:
                 else:
                     open_ends.append(source)
         self._earlier |= found
+        return outputs
 
 
 def _drop_gradient(node: Node, position: int) -> None:

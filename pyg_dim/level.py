@@ -162,6 +162,8 @@ class Level(nn.Module):
         if self.lazy:
             for module, name, _ in _parameters(self):
                 setattr(module, name, UninitializedParameter())
+            # Drawn here, so that the first call of a model leaves its random numbers (dropout) as they are.
+            self._seed = int(torch.randint(2**62, ()))
 
     def _parts(
         self, channels: int, constituent_channels: int, hidden_channels: int
@@ -187,7 +189,9 @@ class Level(nn.Module):
         for stated, found in ((self.channels, channels), (self.constituent_channels, constituent_channels)):
             if stated not in (-1, found):
                 raise ValueError(f"{self} was given a width of {found} where {stated} was stated")
-        critic, noise = self._parts(channels, constituent_channels, hidden_channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self._seed)
+            critic, noise = self._parts(channels, constituent_channels, hidden_channels)
         drawn = dict(nn.ModuleDict({"critic": critic} | ({} if noise is None else {"noise": noise})).named_parameters())
         waiting = dict(self.named_parameters())
         for path, parameter in waiting.items():
@@ -196,8 +200,9 @@ class Level(nn.Module):
                     f"{self}: {path} was loaded with shape {tuple(parameter.shape)}, the model needs "
                     f"{tuple(drawn[path].shape)}: the parameters are those of another model"
                 )
+        some = next(iter(waiting.values()))
         self.critic, self.noise = critic, noise
-        self.train(self.training)
+        self.train(self.training).to(some.device, some.dtype)
         for module, name, path in _parameters(self):
             # The object stays, for the optimiser that holds it; its values stay where they were loaded.
             if isinstance(parameter := waiting[path], UninitializedParameter):
@@ -298,6 +303,11 @@ class Level(nn.Module):
                 f"kinds of false samples {unknown} are not made of a record alone, as {', '.join(RECORD_KINDS)} are; "
                 "the objective makes them, see DeepInfoMax"
             )
+        some = next(self.parameters(), None)
+        half = record.z.dtype in (torch.bfloat16, torch.float16)
+        if half and some is not None and not torch.is_autocast_enabled(record.z.device.type):
+            # Recorded under autocast, and the loss is asked for outside of it.
+            record, false = record.to(some.dtype), [sample.to(some.dtype) for sample in false]
         z, kl = record.z, None
         if self.noise is not None:
             log_variance = self.noise(record.hidden)

@@ -77,7 +77,8 @@ def info_nce_term(
               \qquad \mathrm{mean}_f\, w_f = 1
 
     The usual cross-entropy less :math:`\ln(1 + K)`, so that groups of different size compare: a critic that scores
-    everything zero gets 0, and the negative loss is a lower bound on the mutual information, in nats.
+    everything zero gets 0. (The negative loss bounds the mutual information from below only for false samples that are
+    drawn independently; here those of a kind come from one other set together.)
 
     Args:
         true: [n] scores of the true constituents.

@@ -29,7 +29,8 @@ class DIMPool(Aggregation):
         out_channels: width of the result; found by a trial run of the aggregation where None.
         aggr_kwargs: arguments of an aggregation given by name.
         scope: what a group is: "site", "crystal" or "edge"; found from the sizes where None.
-        noise: noise on z, see :class:`~pyg_dim.Level`.
+        noise: noise on z, see :class:`~pyg_dim.Level`; "none" by default, since noise comes with a KL term that pulls
+            z to a unit normal, whatever scale the rest of a model expects of it.
         kl: form of the KL term, see :func:`~pyg_dim.losses.kl_term`.
         critic: what scores, see :class:`~pyg_dim.Level`.
         estimator: loss of the scores, see :class:`~pyg_dim.Level`.
@@ -53,7 +54,7 @@ class DIMPool(Aggregation):
         out_channels: int | None = None,
         aggr_kwargs: dict[str, Any] | None = None,
         scope: Scope | None = None,
-        noise: NoiseForm = "conditional",
+        noise: NoiseForm = "none",
         kl: KLForm = "log_variance",
         critic: CriticName | Callable[[int, int], Critic] = "dot_product",
         estimator: Estimator = "jensen_shannon",

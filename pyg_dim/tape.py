@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -59,6 +59,11 @@ class Record:
         """What aligns the records of two passes."""
         return self.name, self.call
 
+    def to(self, dtype: torch.dtype) -> Record:
+        """The same record in numbers of another type."""
+        z, hidden, constituents = self.z.to(dtype), self.hidden.to(dtype), self.constituents.to(dtype)
+        return replace(self, z=z, hidden=hidden, constituents=constituents)
+
 
 @dataclass(frozen=True)
 class FalseSample:
@@ -75,6 +80,10 @@ class FalseSample:
     constituents: Constituents
     target: Tensor
     weight: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> FalseSample:
+        """The same samples in numbers of another type."""
+        return replace(self, constituents=self.constituents.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,8 @@ class Tape:
                 f"level {name!r} (scope {scope!r}) was given {z.size(0)} groups where the batch has {crystal.numel()}; "
                 "record the batch that the model is called with, or build the level with another scope"
             )
+        if self.isolate:
+            z, hidden = self._isolation.close(z, hidden)
         self.records.append(
             Record(
                 name, self._calls[name], level, z, constituents.detach(), index, weight, hidden,
@@ -146,8 +157,6 @@ class Tape:
             )
         )  # fmt: skip
         self._calls[name] += 1
-        if self.isolate:
-            self._isolation.close(z, hidden)
 
     def _groups(self, scope: Scope | None, num_groups: int) -> tuple[Scope | None, Tensor | None, int]:
         site_crystal = getattr(self.batch, "batch", None)
@@ -194,7 +203,7 @@ class Tape:
             have nce in place of js.
 
         Raises:
-            ValueError: no level was called in the recording, or an unknown kind.
+            ValueError: no level was called in the recording, an unknown kind, or kinds that no level has.
 
         Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6.
         """
@@ -204,12 +213,15 @@ class Tape:
                 "call the model there and ask for the loss afterwards"
             )
         total: Tensor | None = None
+        possible = False
         parts: defaultdict[str, list[Tensor]] = defaultdict(list)
         out: dict[str, Tensor] = {}
         for record in self.records:
             loss = record.level.loss(record, (false or {}).get(record.key, ()), kinds=kinds, generator=generator)
             where = "global" if record.scope == "crystal" else "local"
             detail = f"detail/{record.name}" + (f".{record.call}" if record.call else "")
+            # Without edges there are no kinds in one batch, and there may be in the next.
+            possible |= bool(loss.coverage) or not record.index.numel()
             share = alpha * loss.loss
             name = ESTIMATORS[record.level.estimator]
             out |= {f"{detail}/{name}": loss.loss.detach(), f"{detail}/{name}/coverage": loss.counted}
@@ -222,6 +234,11 @@ class Tape:
             out |= {f"{detail}/{kind}": term for kind, term in loss.terms.items()}
             out |= {f"{detail}/{kind}/coverage": share_ for kind, share_ in loss.coverage.items()}
             total = share if total is None else total + share
+        if kinds and not possible:
+            raise ValueError(
+                f"no level has false samples of the kind {', '.join(kinds)}: "
+                f"{', '.join(entry.name for entry in self.records)}; take 'other' too"
+            )
         assert total is not None  # noqa: S101 - there is at least one record
         return {"total": total} | {name: torch.stack(values).mean() for name, values in parts.items()} | out
 

@@ -15,17 +15,20 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.utils import is_sparse, to_edge_index
 
 from pyg_dim.constituents import Constituents
-from pyg_dim.level import Level
+from pyg_dim.level import Level, NoiseForm
 from pyg_dim.pool import DIMPool, hand_on
 from pyg_dim.tape import active_tape
 
 _NAME: Final = "dim_level"
+_ADVICE: Final = "wrap the other layers one by one (wrap(model.conv1, ...)), or build this one with a Level in it"
 
 
 @dataclass
 class _Call:
     """What a layer was given in a call that is under way."""
 
+    edges: list[Any]
+    """Edge indices that ``edge_attr`` belongs to."""
     edge_attr: Tensor | None
     sets: list[Constituents] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
@@ -61,13 +64,13 @@ class LayerLevel(Level):
         tape = active_tape()
         if self.lazy or (tape is not None and self in tape.names):
             given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
-            self._call = _Call(_rows(given.get("edge_attr")))
+            self._call = _Call(list(given.values()), _rows(given.get("edge_attr")))
 
     def _update_edges(self, layer: MessagePassing, given: tuple[Any, ...]) -> None:
         # A layer that adds self-loops gives them edge features here.
         edge_attr = _rows(given[2].get("edge_attr"))
         if self._call is not None and edge_attr is not None:
-            self._call.edge_attr = edge_attr
+            self._call.edges, self._call.edge_attr = [given[0]], edge_attr
 
     def _send(self, layer: MessagePassing, given: tuple[Any, ...]) -> None:
         if self._call is None:
@@ -84,17 +87,19 @@ class LayerLevel(Level):
             if argument.endswith("_j"):
                 value = values.get(argument[:-2])
                 if isinstance(value, tuple | list):
-                    value = value[0 if layer.flow == "source_to_target" else 1]
+                    value = value[0]  # of two kinds of nodes the first sends
                 features = _rows(value, layer.node_dim)
                 parts += [] if features is None else [(features, source)]
         edge_attr = _rows(values.get("edge_attr"))
-        edge_attr = self._call.edge_attr if edge_attr is None else edge_attr
-        if edge_attr is not None and edge_attr.size(0) == source.numel():
+        # What the layer was given belongs to the edges that it was given, not to others that it made of them.
+        if edge_attr is None and any(edge_index is edges for edges in self._call.edges):
+            edge_attr = self._call.edge_attr
+        if edge_attr is not None:
             parts.append((edge_attr, None))
         if not parts:
             raise ValueError(
                 f"{type(layer).__name__} cannot be wrapped: its message takes neither features of the sender "
-                "(arguments named *_j) nor edge_attr; put a Level at its exit yourself"
+                f"(arguments named *_j) nor edge_attr; {_ADVICE}"
             )
         self._call.sets.append(Constituents(*parts))
         self._call.targets.append(target)
@@ -109,16 +114,20 @@ class LayerLevel(Level):
             return None
         z = out[0] if isinstance(out, tuple | list) else out
         rows = _rows(z, layer.node_dim)
-        if rows is None or not call.sets:
+        if rows is None:
             raise ValueError(
-                f"{type(layer).__name__} cannot be recorded: it returned no vectors of nodes or did not call propagate "
-                "in a way that can be seen (a compiled model hides it: record the model itself)"
+                f"{type(layer).__name__} cannot be wrapped: it returns a {type(z).__name__}, not vectors of nodes; "
+                f"{_ADVICE}"
+            )
+        if not call.sets:
+            raise ValueError(
+                f"{type(layer).__name__} cannot be recorded: no call of its propagate was seen; a compiled model hides "
+                "them, record the model itself"
             )
         if call.num_groups != {rows.size(0)}:
             raise ValueError(
                 f"{type(layer).__name__} cannot be wrapped: it sends messages to {sorted(call.num_groups)} groups and "
-                f"returns {rows.size(0)} vectors, so it is more than one step of aggregation; put a Level at its exit "
-                "yourself"
+                f"returns {rows.size(0)} vectors, so it is more than one step of aggregation; {_ADVICE}"
             )
         handed = self(rows, constituents=Constituents.cat(call.sets), index=torch.cat(call.targets))
         if handed is rows:
@@ -149,27 +158,30 @@ class ReadoutLevel(Level):
         return hand_on(self, z, args[0], given["index"], given["ptr"], given["dim"])
 
 
-def wrap(model: nn.Module, *inputs: Any, **options: Any) -> nn.Module:
+def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: Any) -> nn.Module:
     """Make a Deep InfoMax learner of a PyG model, in place: a level on every message passing layer and every readout.
 
     The outputs of the model stay what they are, bit for bit; inside ``with record(model, batch) as tape`` its levels
     are recorded. Widths are taken from the first call, and parameters get their values there: call the model once, or
     give ``inputs`` here, before you count, copy or save parameters. Readouts are modules of
     ``torch_geometric.nn.aggr``; a function such as ``global_mean_pool`` is not seen, use ``MeanAggregation()``.
-    Layers and readouts that hold a level already are left as they are.
+    Layers and readouts that hold a level already are left as they are. ``reset_parameters`` of the model does not reach
+    critics and noise.
 
     Args:
         model: the model.
         *inputs: arguments of a first call, which is made in evaluation mode; layers and readouts that it does not
             reach get no level.
-        **options: options of the levels, see :class:`~pyg_dim.Level`: noise, kl, critic, estimator.
+        noise: noise on the representations, see :class:`~pyg_dim.DIMPool`.
+        **options: further options of the levels, see :class:`~pyg_dim.Level`: kl, critic, estimator.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: no message passing layer or readout without a level, or (in the first call) a layer that cannot be
-            seen as one step of aggregation; the model is then as it was.
+        ValueError: no message passing layer or readout without a level, or a layer that cannot be seen as one step of
+            aggregation. That shows in the first call; the model is as it was where ``inputs`` were given, else
+            :func:`unwrap` it.
 
     Example:
         >>> model = wrap(GIN(16, 32, num_layers=3), batch.x, batch.edge_index)
@@ -181,7 +193,7 @@ def wrap(model: nn.Module, *inputs: Any, **options: Any) -> nn.Module:
             "functional readout such as global_mean_pool is not seen: use MeanAggregation() or DIMPool in its place"
         )
     for step in found:
-        level = (LayerLevel if isinstance(step, MessagePassing) else ReadoutLevel)(-1, -1, **options)
+        level = (LayerLevel if isinstance(step, MessagePassing) else ReadoutLevel)(-1, -1, noise=noise, **options)
         some = next((p for p in model.parameters() if p.is_floating_point()), None)
         if some is not None:
             level.to(some.device, some.dtype)
@@ -210,13 +222,16 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     _detach(model)
     if isinstance(model, DIMPool):
-        return model.unwrap()
+        return unwrap(model.unwrap())
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):
             if isinstance(child, DIMPool):
-                setattr(module, name, child.unwrap())
-                if isinstance(module, MessagePassing) and isinstance(module.aggr, str):
-                    module.aggr = str(child.unwrap())
+                setattr(module, name, unwrap(child))
+    for module in model.modules():
+        # PyG keeps the names of a layer's aggregations beside the modules.
+        if isinstance(module, MessagePassing) and "DIMPool(" in str(module.aggr):
+            several = isinstance(module.aggr, list)
+            module.aggr = [str(a) for a in module.aggr_module.aggrs] if several else str(module.aggr_module)
     return model
 
 

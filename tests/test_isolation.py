@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyg_dim import Level, record
 from pyg_dim.isolation import Isolation
 
 
@@ -46,3 +47,30 @@ def test_without_a_graph_there_is_nothing_to_do() -> None:
     isolation.close(out)
     out.sum().backward()
     assert leaf.grad.equal(torch.full((3,), 2.0))
+
+
+def test_parts_of_one_tensor_belong_to_the_first_level_that_has_one() -> None:
+    shared = nn.Linear(3, 4)
+    isolation = Isolation()
+    a, b = shared(torch.randn(5, 3)).chunk(2, dim=1)
+    (a,), (b, h) = isolation.close(a), isolation.close(b, b * 2)
+    assert a.requires_grad
+    assert not b.requires_grad
+    assert h.requires_grad
+    h.sum().backward()
+    assert shared.weight.grad is None
+
+
+def test_what_noise_is_read_from_is_cut_off_too() -> None:
+    """The hidden vectors of a level need not lie on the way to its representation."""
+    first, second = Level(3, 2), Level(3, 2)
+    model = nn.ModuleList([nn.Linear(2, 3), first, second])
+    c, index = torch.randn(4, 2), torch.arange(4)
+    with record(model, isolate=True) as tape:
+        x = model[0](c)
+        first(x, constituents=c, index=index)
+        second(torch.randn(4, 3), constituents=c, index=index, hidden=x.tanh())
+    loss = second.loss(tape.records[1])
+    (loss.loss + loss.kl).backward()
+    assert model[0].weight.grad is None
+    assert second.noise.linear.weight.grad.abs().sum() > 0

@@ -203,3 +203,21 @@ def test_a_critic_of_your_own() -> None:
 def test_a_width_that_was_stated_holds_in_the_first_call() -> None:
     with pytest.raises(ValueError, match="width of 2 where 4 was stated"):
         recorded(Level(-1, 4).double())
+
+
+@pytest.mark.parametrize("noise", ["conditional", "learned", "none"])
+def test_parameters_of_the_first_call_are_drawn_as_those_of_stated_widths(noise: str) -> None:
+    lazy = Level(-1, -1, noise=noise).double().eval()
+    state = torch.get_rng_state()
+    recorded(lazy)
+    used = torch.get_rng_state()
+    torch.set_rng_state(state)
+    torch.randn(4, 3, dtype=torch.float64)
+    torch.randn(12, 2, dtype=torch.float64)
+    assert torch.get_rng_state().equal(used), "the first call draws nothing from the common random numbers"
+    assert not any(m.training for m in lazy.modules())
+    torch.default_generator.manual_seed(lazy._seed)
+    expected = dict(Level(3, 2, noise=noise).double().named_parameters())
+    assert set(dict(lazy.named_parameters())) == set(expected)
+    for name, parameter in lazy.named_parameters():
+        torch.testing.assert_close(parameter, expected[name])

@@ -138,3 +138,11 @@ def test_info_nce_of_a_critic_that_knows_nothing_is_zero() -> None:
     assert valid.all()
     better, _ = info_nce_term(torch.ones(3), index, None, -torch.ones(5), target, None, 2)
     assert (better < 0).all()
+
+
+def test_info_nce_takes_no_notice_of_a_masked_score_however_large() -> None:
+    arguments = torch.zeros(1), torch.tensor([0]), None
+    false, target, weight = torch.tensor([-1.0, 500.0]), torch.tensor([0, 0]), torch.tensor([1.0, 0.0])
+    masked, _ = info_nce_term(*arguments, false, target, weight, 1)
+    without, _ = info_nce_term(*arguments, false[:1], target[:1], None, 1)
+    torch.testing.assert_close(masked, without)

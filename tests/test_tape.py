@@ -13,8 +13,8 @@ from pyg_dim.tape import active_tape
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = SAGEConv(4, 8, aggr=DIMPool("mean", in_channels=4))
-        self.pool = DIMPool("sum", in_channels=8)
+        self.conv = SAGEConv(4, 8, aggr=DIMPool("mean", in_channels=4, noise="conditional"))
+        self.pool = DIMPool("sum", in_channels=8, noise="learned")
 
     def forward(self, batch):
         x = self.conv(batch.x, batch.edge_index).relu()
@@ -169,3 +169,25 @@ def test_a_level_without_noise_has_no_kl() -> None:
     with record(level) as tape:
         level(torch.randn(4, 3), constituents=torch.randn(9, 2), index=torch.randint(4, (9,)))
     assert not any(name.startswith("kl") for name in tape.losses())
+
+
+def test_kinds_that_no_level_has_are_an_error_and_not_a_perfect_loss() -> None:
+    net, batch = Net(), graphs()
+    with record(net, batch) as tape:
+        net(batch)
+    with pytest.raises(ValueError, match=r"no level has false samples of the kind unconnected: conv.aggr_module.level"):
+        tape.losses(kinds=("unconnected",))
+    assert tape.losses(kinds=("other", "unconnected"))["total"].isfinite()
+
+
+def test_a_loss_asked_for_outside_of_autocast() -> None:
+    net, batch = Net(), graphs()
+    with torch.autocast("cpu", dtype=torch.bfloat16), record(net, batch) as tape:
+        net(batch)
+        tape.records[-1].level(
+            torch.randn(5, 8, dtype=torch.bfloat16), constituents=torch.randn(9, 8), index=torch.randint(5, (9,))
+        )
+        inside = tape.loss()
+    tape.loss().backward()
+    assert inside.isfinite()
+    assert all(p.grad.isfinite().all() for p in net.parameters())

@@ -49,6 +49,16 @@ class Backwards(MessagePassing):
         return self.linear(self.propagate(edge_index, x=x))
 
 
+class Heads(MessagePassing):
+    """Node features and outputs of the shape [nodes, heads, features]."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="sum", node_dim=0)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagate(edge_index, x=x)
+
+
 def pna() -> MessagePassing:
     return layers.PNAConv(C, C, ["mean", "max"], ["identity", "amplification"], DEGREES, edge_dim=4, towers=2)
 
@@ -220,6 +230,64 @@ def test_constituents_hold_the_sender_and_never_the_receiver() -> None:
         assert seen[0].equal(seen[1]), name
 
 
+def messages(x: Tensor, edges: Tensor, edge_attr: Tensor | None, target: int) -> list[list[float]]:
+    """What a node receives, edge by edge: sender's features, then those of the edge."""
+    found = []
+    for e, (source, receiver) in enumerate(edges.T.tolist()):
+        if receiver == target:
+            found.append(x[source].flatten().tolist() + ([] if edge_attr is None else edge_attr[e].tolist()))
+    return sorted(found)
+
+
+def received(record_, target: int) -> list[list[float]]:
+    return sorted(record_.constituents.dense()[record_.index == target].tolist())
+
+
+def test_every_node_has_the_messages_that_run_to_it() -> None:
+    heads = X.view(N, 2, C // 2).clone()
+    cases = {
+        "dense": (layers.GINEConv(nn.Linear(C, C), edge_dim=4), (X, EDGES, EDGE_ATTR), X, EDGES, EDGE_ATTR),
+        "backwards": (Backwards(), (X, EDGES), X, EDGES.flip(0), None),
+        "heads": (Heads(), (heads, EDGES), heads, EDGES, None),
+        "two kinds": (
+            layers.SAGEConv((C, C), C), ((X, X[:4] + 1), torch.stack([EDGES[0], EDGES[1] % 4])), X,
+            torch.stack([EDGES[0], EDGES[1] % 4]), None,
+        ),
+    }  # fmt: skip
+    for name, (model, inputs, x, edges, edge_attr) in cases.items():
+        wrap(model, *inputs)
+        with record(model, isolate=True) as tape:
+            out = model(*inputs)
+        assert out.equal(unwrap(model)(*inputs)), name
+        for target in range(out.size(0)):
+            assert received(tape.records[0], target) == messages(x, edges, edge_attr, target), (name, target)
+
+
+def test_a_sparse_adjacency_runs_from_column_to_row() -> None:
+    class Fresh(layers.SAGEConv):  # see below
+        pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sparse tensors are in beta state
+        adjacency = torch.sparse_coo_tensor(EDGES.flip(0), torch.ones(E), (N, N)).coalesce().to_sparse_csr()
+    model = wrap(Fresh(C, C), X, adjacency)
+    with record(model) as tape:
+        model(X, adjacency)
+    once = torch.unique(EDGES, dim=1)
+    for target in range(N):
+        assert received(tape.records[0], target) == messages(X, once, None, target)
+
+
+def test_edge_features_of_other_edges_are_left_out() -> None:
+    """PDNConv moves self-loops to the end and keeps the features for itself."""
+    loops = torch.arange(N).repeat(2, 1)
+    edges, edge_attr = torch.cat([loops, EDGES], dim=1), torch.randn(N + E, 4)
+    model = wrap(layers.PDNConv(C, C, edge_dim=4, hidden_channels=4), X, edges, edge_attr)
+    with record(model) as tape:
+        model(X, edges, edge_attr)
+    assert tape.records[0].constituents.channels == C
+
+
 def test_widths_come_from_the_first_call_and_the_optimiser_may_be_older() -> None:
     model = wrap(Residual(lambda: layers.SAGEConv(C, C)))
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -296,8 +364,8 @@ def test_attention_weights_beside_the_output_are_kept() -> None:
 
 
 def test_sparse_adjacency_and_two_kinds_of_nodes() -> None:
-    # PyG makes one propagate for each class, as its first instance needs it: without the fused path where that was given
-    # an aggregation module, as other tests do.
+    # PyG makes one propagate for each class, as its first instance needs it: without the fused path where that was
+    # given an aggregation module, as other tests do.
     class Fresh(layers.SAGEConv):
         pass
 
@@ -362,6 +430,28 @@ def test_what_has_a_level_is_left_alone_and_nothing_to_wrap_is_an_error() -> Non
     model = wrap(layers.SAGEConv(C, C), X, EDGES)
     with pytest.raises(ValueError, match="without a level"):
         wrap(model)
+
+
+def test_a_layer_that_returns_something_else_says_so() -> None:
+    class Named(layers.SAGEConv):
+        def forward(self, x: Tensor, edge_index: Tensor) -> dict[str, Tensor]:
+            return {"site": super().forward(x, edge_index)}
+
+    with pytest.raises(ValueError, match=r"Named cannot be wrapped: it returns a dict.*one by one"):
+        wrap(Named(C, C), X, EDGES)
+
+
+def test_unwrap_reaches_pools_that_are_shared_nested_or_in_a_list() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = DIMPool(DIMPool("mean", in_channels=C), in_channels=C)
+            self.conv = layers.SAGEConv(C, C, aggr=[DIMPool("mean", in_channels=C), "max"])
+
+    model = unwrap(Shared())
+    assert not any(isinstance(m, DIMPool) for m in model.modules())
+    assert model.a is model.b
+    assert model.conv.aggr == ["MeanAggregation()", "MaxAggregation()"]
 
 
 def test_unwrap_takes_pools_out_too() -> None:

@@ -53,21 +53,34 @@ def constituents_occur(false: Constituents, target: Tensor, true: Constituents, 
     Returns:
         [m] bool.
     """
-    values, true_values = _projection(false), _projection(true)
-    everything = torch.cat([values, true_values, values.new_zeros(1)])
-    # Distances on the line are in units of the tolerance: a millionth of the range is rounding.
-    scale = _ROUNDING / DISTANCE_TOLERANCE * (everything.max() - everything.min()).clamp(min=1e-30)
-    low = everything.min()
-    return _near(target, (values - low) / scale, index, (true_values - low) / scale)
+    if not len(false) or not len(true):
+        return torch.zeros_like(target, dtype=torch.bool)
+    weight = _weights(false, true)
+    values, true_values = _projection(false, weight), _projection(true, weight)
+    low = torch.cat([values, true_values, values.new_zeros(1)]).min()
+    # Distances on the line are in units of the tolerance: a millionth of the range of a feature is rounding.
+    scale = DISTANCE_TOLERANCE / _ROUNDING
+    return _near(target, (values - low) * scale, index, (true_values - low) * scale)
 
 
-def _projection(constituents: Constituents) -> Tensor:
-    total, start = None, 0
-    for features, index in constituents.parts:
-        position = torch.arange(start, start + features.size(1), dtype=torch.float64, device=features.device)
-        start += features.size(1)
-        # The usual hash of a shader: irregular weights, the same in every run and on every device.
-        term = features.double() @ ((position + 1.0) * 12.9898).sin().mul(43758.5453).frac()
+def _weights(*sets: Constituents) -> Tensor:
+    """[F] irregular weights, in units of each feature's own range: a large feature must not hide a small one."""
+    ranges = []
+    for constituents in sets:
+        columns = [features.double() for features, _ in constituents.parts]
+        ranges.append((torch.cat([c.amin(0) for c in columns]), torch.cat([c.amax(0) for c in columns])))
+    width = torch.stack([high for _, high in ranges]).amax(0) - torch.stack([low for low, _ in ranges]).amin(0)
+    position = torch.arange(1, width.numel() + 1, dtype=torch.float64, device=width.device)
+    # The usual hash of a shader: the same in every run and on every device.
+    irregular = (position * 12.9898).sin().mul(43758.5453).frac()
+    return irregular / width.where(width > 0, torch.ones_like(width))
+
+
+def _projection(constituents: Constituents, weight: Tensor) -> Tensor:
+    total = None
+    widths = [features.size(1) for features, _ in constituents.parts]
+    for (features, index), share in zip(constituents.parts, weight.split(widths), strict=True):
+        term = features.double() @ share
         term = term if index is None else term[index]
         total = term if total is None else total + term
     assert total is not None  # noqa: S101 - there is at least one part

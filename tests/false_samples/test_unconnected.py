@@ -136,8 +136,15 @@ def test_a_complete_graph_has_none() -> None:
     assert loss.coverage["unconnected"] == 0
 
 
-def test_levels_without_messages_from_nodes_have_none() -> None:
+def test_levels_without_messages_from_nodes_have_none(batch_of) -> None:
     index = torch.tensor([0, 0, 1])
+    crystals = batch_of(["Cu", "Cu"])  # as many sites as crystals
+    messages = Constituents((torch.randn(2, 2), torch.tensor([1, 0])))
+    for scope, has in (("crystal", False), ("site", True)):
+        level = Level(3, 2, scope=scope)
+        with record(level, crystals) as tape:
+            level(torch.randn(2, 3), constituents=messages, index=torch.tensor([0, 1]))
+        assert (unconnected(tape.records[0]) is not None) == has
     assert unconnected(recorded(Constituents((torch.randn(3, 2), None)), index, 2)) is None
     assert unconnected(recorded(Constituents((torch.randn(5, 2), index)), index, 2)) is None
     two = Constituents((torch.randn(2, 2), index), (torch.randn(2, 2), 1 - index))
@@ -158,3 +165,10 @@ def test_other_crystals_give_senders(batch_of) -> None:
     # Every site of a dense graph is connected to all of its crystal.
     assert (batch.batch[sender] != batch.batch[target]).all()
     assert false.weight.any()
+
+
+def test_a_large_feature_does_not_hide_a_small_one() -> None:
+    x = torch.tensor([[3e5, 0.0], [0.0, 0.1], [0.0, 0.2], [0.0, 0.15]])
+    edges = torch.tensor([[1] * 30, [0] * 30])
+    r = recorded(Constituents((x, edges[0])), edges[1], 4)
+    assert unconnected(r, torch.Generator().manual_seed(0)).weight.all()

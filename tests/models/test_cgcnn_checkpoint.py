@@ -230,8 +230,11 @@ def test_files_that_are_something_else(save, atoms, tmp_path) -> None:
         "[1, 2]": "holds no atom vectors",
         "no json": "holds no atom vectors",
         '{"Na": [1, 0]}': "holds no atom vectors",
-        '{"1": [1, 0]}': "element 1 has 2 numbers where the weights want 7",
-        '{"1": 1}': "element 1 has no numbers where the weights want 7",
+        '{"1": [1, 0]}': r"vector of element 1 has the shape \(2,\), where the weights want 7 numbers",
+        '{"1": 1}': r"vector of element 1 has the shape \(\), where the weights want 7 numbers",
+        '{"1": ["a"]}': "holds no atom vectors",
+        '{"1": null}': "holds no atom vectors",
+        '{"1": [1, 0, 0, 0, 0, 0, NaN]}': "vector of element 1 holds a number that is not finite",
         '{"0": []}': "no element with atomic number 0",
         '{"104": []}': "no element with atomic number 104",
     }.items():
@@ -239,7 +242,7 @@ def test_files_that_are_something_else(save, atoms, tmp_path) -> None:
         with pytest.raises(ValueError, match=rf"bad\.json.*{message}"):
             load_cgcnn_checkpoint(good, tmp_path / "bad.json")
     np.savez(tmp_path / "bad.npz", Z=np.arange(3))
-    with pytest.raises(ValueError, match=r"bad\.npz holds no atom vectors: it has no vectors"):
+    with pytest.raises(ValueError, match=r"bad\.npz holds no atom vectors, .*'vectors'"):
         load_cgcnn_checkpoint(good, tmp_path / "bad.npz")
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.json"):
         load_cgcnn_checkpoint(good, tmp_path / "absent.json")

@@ -72,7 +72,7 @@ def test_a_model_that_is_not_known_here_is_named(checkpoint, tmp_path):
     contents = torch.load(checkpoint, weights_only=True)
     contents[SECTION]["model"] = "futurenet"
     torch.save(contents, tmp_path / "future.ckpt")
-    with pytest.raises(ValueError, match="unknown model 'futurenet'; known: .*sitenet"):
+    with pytest.raises(ValueError, match=r"unknown model 'futurenet'; known: .*sitenet"):
         load_encoder(tmp_path / "future.ckpt")
 
 
