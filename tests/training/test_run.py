@@ -96,13 +96,21 @@ def test_a_second_run_gets_the_next_number_and_a_name_is_not_reused(options):
         train(named)
 
 
-def test_tags_are_those_of_every_architecture(options):
-    events = EventAccumulator(str(train(options()).directory), size_guidance={"scalars": 0})
+@pytest.mark.parametrize(
+    ("model", "encoder", "level"),
+    [
+        ("sitenet", None, "local_level"),
+        ("cgcnn", {"site_channels": 8, "convolutions": 2, "crystal_channels": 8}, "convolution_levels.1"),
+    ],
+)
+def test_tags_are_those_of_every_architecture(options, model, encoder, level):
+    chosen = options(model=model) if encoder is None else options(model=model, encoder=encoder)
+    events = EventAccumulator(str(train(chosen).directory), size_guidance={"scalars": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     for part in ("train", "val"):
         assert {f"{part}/{name}" for name in ("total", "js/local", "js/global", "kl/local", "kl/global")} <= scalars
-        assert f"detail/{part}/local_level/composition/coverage" in scalars
+        assert f"detail/{part}/{level}/composition/coverage" in scalars
     assert {"crystals_per_second", "representation/std_mean", "representation/collapsed_fraction"} <= scalars
     assert any(name.startswith("probe/") for name in scalars)
     assert len(events.Scalars("val/js/local")) == 2
@@ -110,6 +118,18 @@ def test_tags_are_those_of_every_architecture(options):
     assert [event.value for event in baseline] == pytest.approx([2 * math.log(2)] * 2)
     assert "_hparams_/experiment" in events.summary_metadata
     assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(events.summary_metadata)
+
+
+def test_info_nce_has_tags_and_a_baseline_of_its_own(options):
+    chosen = options()
+    result = train(replace(chosen, encoder=chosen.encoder | {"estimator": "info_nce", "critic": "bilinear"}))
+    events = EventAccumulator(str(result.directory), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/nce/local", "val/nce/global", "baseline/nce"} <= scalars
+    assert not any("js" in name for name in scalars)
+    assert {event.value for event in events.Scalars("baseline/nce")} == {0.0}
+    assert result.summary.set_index("name").loc["nce/local", "baseline"] == 0
 
 
 def test_final_metrics_stand_beside_the_options_without_a_false_point_in_a_curve(options):
