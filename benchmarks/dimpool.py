@@ -2,7 +2,8 @@
 
 ``python benchmarks/dimpool.py`` prints, as a Markdown table, the median time of the bare module and the median of the
 ratios, pair by pair, of the same module with levels to it: outside a recording, and inside one with the loss. The ratio
-of two equal bare modules stands beside them; it says how far such a ratio can be from one by chance.
+of two equal bare modules stands beside them; it says how far such a ratio can be from one by chance. Times are those of
+the processor, so that other work on the machine disturbs less; run it on one thread (``OMP_NUM_THREADS=1``).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ Call = Callable[[], object]
 
 
 def ratios(bare: Call, other: Call, seconds: float) -> tuple[float, tuple[float, float, float]]:
-    """Median time of ``bare`` in ms; median and quartiles of the time of ``other`` over it."""
+    """Median processor time of ``bare`` in ms; median and quartiles of the time of ``other`` over it."""
 
     def timed(call: Call) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for _ in range(5):
         timed(bare), timed(other)

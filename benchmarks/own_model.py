@@ -77,7 +77,7 @@ Loss = Callable[[Batch], Tensor]
 def deep_infomax(
     model: Net, first: Batch, kinds: tuple[str, ...] = ("other",), **options: str
 ) -> tuple[nn.Module, Loss]:
-    wrap(model, first.x, first.edge_index, first.batch, **options)
+    wrap(model, first.x, first.edge_index, first.batch, **{"noise": "learned", **options})
 
     def loss(batch: Batch) -> Tensor:
         with record(model, batch) as tape:
@@ -126,6 +126,7 @@ def infograph_style(model: Net, first: Batch) -> tuple[nn.Module, Loss]:
 METHODS: dict[str, Callable[[Net, Batch], tuple[nn.Module, Loss]]] = {
     "DIM, other": deep_infomax,
     "DIM, other + unconnected": partial(deep_infomax, kinds=("other", "unconnected")),
+    "DIM, other, conditional noise": partial(deep_infomax, noise="conditional"),
     "DIM, other, no noise": partial(deep_infomax, noise="none"),
     "DIM, other, InfoNCE": partial(deep_infomax, estimator="info_nce"),
     "DIM, other, bilinear critic": partial(deep_infomax, critic="bilinear"),
