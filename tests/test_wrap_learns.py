@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
@@ -63,10 +64,10 @@ def accuracy(model, graphs, seed):
     return float(np.mean(scores))
 
 
-def pretrain(model, graphs, seed):
+def pretrain(model, graphs, noise, seed):
     """Deep InfoMax without labels; the Jensen-Shannon losses of the last ten steps by tag."""
     draw = torch.Generator().manual_seed(seed)
-    wrap(model, Batch.from_data_list(graphs[:64])).train()
+    wrap(model, Batch.from_data_list(graphs[:64]), noise=noise).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     logged = []
     for _ in range(STEPS):
@@ -81,20 +82,21 @@ def pretrain(model, graphs, seed):
     return {tag: float(np.mean([step[tag] for step in logged[-10:]])) for tag in logged[-1]}
 
 
-def gain(seed):
+def gain(noise, seed):
     """How much training improves the probe, and the losses it ends with."""
     graphs = bonded_graphs(TRAIN + TEST, seed)
     torch.manual_seed(seed)
     model = Net()
     before = accuracy(model, graphs, seed)
-    losses = pretrain(model, graphs[:TRAIN], seed)
+    losses = pretrain(model, graphs[:TRAIN], noise, seed)
     return accuracy(model, graphs, seed) - before, losses
 
 
-def test_training_without_labels_improves_a_linear_probe():
-    # Over twelve seeds the gain was 0.08 to 0.16, with a mean of 0.12; 0.04 is four standard errors of two seeds below.
-    gains, losses = zip(*(gain(seed) for seed in range(2)), strict=True)
-    assert np.mean(gains) > 0.04
+@pytest.mark.parametrize("noise", ["none", "learned"])
+def test_training_without_labels_improves_a_linear_probe(noise):
+    # Over twelve seeds the gain was 0.05 to 0.16 without noise (mean 0.08) and 0.06 to 0.17 with it (mean 0.12).
+    gains, losses = zip(*(gain(noise, seed) for seed in range(2)), strict=True)
+    assert np.mean(gains) > 0.03
     for loss in losses:
         assert loss["js/local"] < JS_BASELINE
         assert loss["js/global"] < JS_BASELINE
