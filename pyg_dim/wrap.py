@@ -38,7 +38,7 @@ class _Call:
 class LayerLevel(Level):
     """The level of a message passing layer: z is its output, the constituents are its incoming (x_j, edge_attr).
 
-    Made by :func:`wrap`. Constituents are taken before the message function: a message that contains x_i, as in CGConv,
+    Made by :func:`~pyg_dim.wrap`. Constituents are taken before the message function: a message that contains x_i, as in CGConv,
     GATConv or PNAConv, would give the answer away. They are the features that the message takes of the sender (all its
     arguments named ``*_j``) and ``edge_attr``. Other values of an edge (attention, normalisation by degrees) know the
     receiver and are left out. Where a layer sends messages several times in one call, their union is the set.
@@ -141,7 +141,7 @@ class LayerLevel(Level):
 class ReadoutLevel(Level):
     """The level of an aggregation that a model calls itself: z is its output, constituents are what it aggregates.
 
-    Made by :func:`wrap`.
+    Made by :func:`~pyg_dim.wrap`.
     """
 
     def attach(self, aggregation: Aggregation) -> None:
@@ -181,7 +181,7 @@ def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: A
     Raises:
         ValueError: no message passing layer or readout without a level, or a layer that cannot be seen as one step of
             aggregation. That shows in the first call; the model is as it was where ``inputs`` were given, else
-            :func:`unwrap` it.
+            :func:`~pyg_dim.unwrap` it.
 
     Example:
         >>> model = wrap(GIN(16, 32, num_layers=3), batch.x, batch.edge_index)
@@ -210,7 +210,7 @@ def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: A
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Undo :func:`wrap`, and put the bare aggregation in the place of every :class:`~pyg_dim.DIMPool`.
+    """Undo :func:`~pyg_dim.wrap`, and put the bare aggregation in the place of every :class:`~pyg_dim.DIMPool`.
 
     Parameters of the model itself keep their values; critics and noise are dropped.
 
