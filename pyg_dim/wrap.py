@@ -38,10 +38,11 @@ class _Call:
 class LayerLevel(Level):
     """The level of a message passing layer: z is its output, the constituents are its incoming (x_j, edge_attr).
 
-    Made by :func:`~pyg_dim.wrap`. Constituents are taken before the message function: a message that contains x_i, as in CGConv,
-    GATConv or PNAConv, would give the answer away. They are the features that the message takes of the sender (all its
-    arguments named ``*_j``) and ``edge_attr``. Other values of an edge (attention, normalisation by degrees) know the
-    receiver and are left out. Where a layer sends messages several times in one call, their union is the set.
+    Made by :func:`~pyg_dim.wrap`. Constituents are taken before the message function: a message that contains x_i, as
+    in CGConv, GATConv or PNAConv, would give the answer away. They are the features that the message takes of the
+    sender (all its arguments named ``*_j``) and ``edge_attr``. Other values of an edge (attention, normalisation by
+    degrees) know the receiver and are left out. Where a layer sends messages several times in one call, their union is
+    the set.
     """
 
     _call: _Call | None = None
