@@ -160,6 +160,7 @@ class CGCNN(Encoder):
 
         table = None if species_channels is None else torch.full((MAX_Z + 1, species_channels), float("nan"))
         self.register_buffer("species", table)
+        self._looked_up = False
         mean, spread = _feature_scale()
         self.register_buffer("feature_mean", mean.float())
         self.register_buffer("feature_spread", spread.float())
@@ -212,12 +213,17 @@ class CGCNN(Encoder):
         return (-((distance[:, None] - centre) / self.gaussian_step).square()).exp()
 
     def represent(self, batch: Any) -> Representation:
-        """Local and global representations of a batch; see :meth:`Encoder.represent`."""
+        """Local and global representations of a batch; see :meth:`Encoder.represent`.
+
+        Raises:
+            ValueError: in evaluation mode, or at the first batch: an element that no species vector describes.
+        """
         source, target = batch.edge_index
         edge = self.expand(batch.edge_dist)
         if self.species is None:
             site = self.embed_site((batch.x - self.feature_mean) / self.feature_spread)
         else:
+            self._require_vectors(batch.z)
             site = self.embed_site(self.species[batch.z])
         for convolution, level in zip(self.convolutions, self.convolution_levels, strict=True):
             site = level(
@@ -229,3 +235,14 @@ class CGCNN(Encoder):
         hidden = F.softplus(sums / batch.ptr.diff().to(site.dtype)[:, None])
         crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
         return Representation(crystal, hidden, site)
+
+    def _require_vectors(self, z: Tensor) -> None:
+        # Looked at once while training: it makes the host wait for the device.
+        if self.species is None or (self.training and self._looked_up):
+            return
+        self._looked_up = True
+        if unknown := z[self.species[z].isnan().any(dim=1)].unique().tolist():
+            raise ValueError(
+                f"there are no atom vectors for the elements with atomic numbers {unknown}; load_cgcnn_checkpoint fills "
+                "them in, or the state of an encoder that has them"
+            )

@@ -73,13 +73,8 @@ class CGCNNPredictor(nn.Module):
             [B] predictions in the unit of the target; [B, 2] logarithms of the probabilities from a classifier.
 
         Raises:
-            ValueError: in evaluation mode, the batch has an element that no vector describes; the message names it.
+            ValueError: see :meth:`CGCNN.represent`.
         """
-        # Not while training, where it would make the host wait for the device.
-        if self.encoder.species is not None and not self.training:
-            unknown = batch.z[self.encoder.species[batch.z].isnan().any(dim=1)].unique().tolist()
-            if unknown:
-                raise ValueError(f"there are no atom vectors for the elements with atomic numbers {unknown}")
         hidden = self.dropout(F.softplus(self.encoder(batch)))
         for layer in self.layers:
             hidden = F.softplus(layer(hidden))

@@ -267,7 +267,8 @@ class Level(nn.Module):
         ):
             if found != stated:
                 raise ValueError(
-                    f"level {tape.names[self]!r} was given {what} of width {found} to record; it was built for {stated}"
+                    f"level {tape.names[self]!r} was given {what} of width {found} to record; it was built for "
+                    f"{stated} (or its first call was, with other arguments)"
                 )
         tape.add(self, z, constituents, index, z if hidden is None else hidden, weight)
         return z.detach() if tape.isolate else z
@@ -277,7 +278,7 @@ class Level(nn.Module):
         record: Record,
         false: Sequence[FalseSample] = (),
         *,
-        kinds: Sequence[str] = ("other",),
+        kinds: str | Sequence[str] = ("other",),
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> LevelLoss:
@@ -298,13 +299,15 @@ class Level(nn.Module):
         Raises:
             ValueError: an unknown kind.
         """
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
         if unknown := [kind for kind in kinds if kind not in RECORD_KINDS]:
             raise ValueError(
                 f"kinds of false samples {unknown} are not made of a record alone, as {', '.join(RECORD_KINDS)} are; "
                 "the objective makes them, see DeepInfoMax"
             )
         some = next(self.parameters(), None)
-        half = record.z.dtype in (torch.bfloat16, torch.float16)
+        held = [record.z, record.hidden, *(features for features, _ in record.constituents.parts)]
+        half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in held)
         if half and some is not None and not torch.is_autocast_enabled(record.z.device.type):
             # Recorded under autocast, and the loss is asked for outside of it.
             record, false = record.to(some.dtype), [sample.to(some.dtype) for sample in false]

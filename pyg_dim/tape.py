@@ -178,7 +178,7 @@ class Tape:
         self,
         false: Mapping[RecordKey, Sequence[FalseSample]] | None = None,
         *,
-        kinds: Sequence[str] = ("other",),
+        kinds: str | Sequence[str] = ("other",),
         alpha: float = 1.0,
         beta: float = 0.1,
         generator: torch.Generator | None = None,
@@ -203,7 +203,8 @@ class Tape:
             have nce in place of js.
 
         Raises:
-            ValueError: no level was called in the recording, an unknown kind, or kinds that no level has.
+            ValueError: no level was called in the recording, the batch of the recording fits none of them, an unknown
+                kind, or kinds that no level has.
 
         Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 5 and 6.
         """
@@ -211,6 +212,12 @@ class Tape:
             raise ValueError(
                 "nothing was recorded: no level of the model was called inside `with record(model, batch)`; "
                 "call the model there and ask for the loss afterwards"
+            )
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
+        if self.batch is not None and all(entry.scope is None for entry in self.records):
+            raise ValueError(
+                "no level has as many groups as the recorded batch has nodes or graphs "
+                f"({self.batch.batch.numel()}, {self.batch.num_graphs}); record the batch that the model is called with"
             )
         total: Tensor | None = None
         possible = False
@@ -273,14 +280,20 @@ def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Ite
         The :class:`Tape`.
 
     Raises:
-        ValueError: the model holds no level.
+        ValueError: the model holds no level, or the batch does not tell which graph a node belongs to.
     """
     from pyg_dim.level import Level  # a level reads the active tape, so the modules know each other
 
     names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, Level)}
     if not names:
         raise ValueError(
-            f"{type(model).__name__} holds no level to record: wrap one of its aggregations with DIMPool(...)"
+            f"{type(model).__name__} holds no level to record: wrap(model), or put DIMPool(...) in the place of one of "
+            "its aggregations"
+        )
+    if batch is not None and not (hasattr(batch, "batch") and hasattr(batch, "num_graphs")):
+        raise ValueError(
+            f"record(model, batch) needs a batch with `batch` and `num_graphs`, as PyG's DataLoader gives them, not a "
+            f"{type(batch).__name__}"
         )
     tape = Tape(names, batch, isolate)
     _RECORDING.append(tape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,9 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.utils import is_sparse, to_edge_index
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.critic import Critic, CriticName
 from pyg_dim.level import Level, NoiseForm
+from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.pool import DIMPool, hand_on
 from pyg_dim.tape import active_tape
 
@@ -159,7 +161,14 @@ class ReadoutLevel(Level):
         return hand_on(self, z, args[0], given["index"], given["ptr"], given["dim"])
 
 
-def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: Any) -> nn.Module:
+def wrap(
+    model: nn.Module,
+    *inputs: Any,
+    noise: NoiseForm = "none",
+    kl: KLForm = "log_variance",
+    critic: CriticName | Callable[[int, int], Critic] = "dot_product",
+    estimator: Estimator = "jensen_shannon",
+) -> nn.Module:
     """Make a Deep InfoMax learner of a PyG model, in place: a level on every message passing layer and every readout.
 
     The outputs of the model stay what they are, bit for bit; inside ``with record(model, batch) as tape`` its levels
@@ -171,10 +180,12 @@ def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: A
 
     Args:
         model: the model.
-        *inputs: arguments of a first call, which is made in evaluation mode; layers and readouts that it does not
-            reach get no level.
+        *inputs: positional arguments of a first call, which is made in evaluation mode; layers and readouts that it
+            does not reach get no level. Where the model wants arguments by name, make the first call yourself.
         noise: noise on the representations, see :class:`~pyg_dim.DIMPool`.
-        **options: further options of the levels, see :class:`~pyg_dim.Level`: kl, critic, estimator.
+        kl: form of the KL term, see :class:`~pyg_dim.Level`.
+        critic: what scores, see :class:`~pyg_dim.Level`.
+        estimator: loss of the scores, see :class:`~pyg_dim.Level`.
 
     Returns:
         The model itself.
@@ -188,13 +199,19 @@ def wrap(model: nn.Module, *inputs: Any, noise: NoiseForm = "none", **options: A
         >>> model = wrap(GIN(16, 32, num_layers=3), batch.x, batch.edge_index)
     """
     found = list(_steps(model))
+    if not found and any(isinstance(module, Level) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has levels on all of its layers and readouts already; unwrap(model) takes them out"
+        )
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no message passing layer and no aggregation module without a level; a "
+            f"{type(model).__name__} has no message passing layer and no aggregation module; a "
             "functional readout such as global_mean_pool is not seen: use MeanAggregation() or DIMPool in its place"
         )
     for step in found:
-        level = (LayerLevel if isinstance(step, MessagePassing) else ReadoutLevel)(-1, -1, noise=noise, **options)
+        level = (LayerLevel if isinstance(step, MessagePassing) else ReadoutLevel)(
+            -1, -1, noise=noise, kl=kl, critic=critic, estimator=estimator
+        )
         some = next((p for p in model.parameters() if p.is_floating_point()), None)
         if some is not None:
             level.to(some.device, some.dtype)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import SAGEConv
+from torch_geometric.nn import GATv2Conv, SAGEConv
 
-from pyg_dim import DIMPool, Level, record
+from pyg_dim import DIMPool, Level, record, wrap
 from pyg_dim.tape import active_tape
 
 
@@ -142,8 +142,26 @@ def test_another_batch_than_that_of_the_pass() -> None:
         level(torch.randn(4, 3), constituents=torch.randn(9, 2), index=torch.randint(4, (9,)))
 
 
+def test_a_batch_that_is_not_that_of_the_pass_is_found_out() -> None:
+    net = Net()
+    with record(net, graphs(2)) as tape:
+        net(graphs(5))
+    with pytest.raises(ValueError, match=r"no level has as many groups as the recorded batch .*\(7, 2\)"):
+        tape.loss()
+    for wrong in ([graphs(2)], graphs(2).batch):
+        with pytest.raises(ValueError, match=f"not a {type(wrong).__name__}"), record(net, wrong):
+            pass
+
+
+def test_one_kind_may_be_a_string() -> None:
+    net, batch = Net(), graphs()
+    with record(net, batch) as tape:
+        net(batch)
+    assert tape.losses(kinds="other")["total"].isfinite()
+
+
 def test_errors_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="wrap one of its aggregations with DIMPool"):
+    with pytest.raises(ValueError, match=r"wrap\(model\), or put DIMPool"):
         record(nn.Linear(2, 2)).__enter__()
     net = Net()
     with record(net) as tape:
@@ -182,6 +200,10 @@ def test_kinds_that_no_level_has_are_an_error_and_not_a_perfect_loss() -> None:
 
 def test_a_loss_asked_for_outside_of_autocast() -> None:
     net, batch = Net(), graphs()
+    attention = wrap(GATv2Conv(4, 8), batch.x, batch.edge_index)  # z in 32 bits, constituents in 16
+    with torch.autocast("cpu", dtype=torch.bfloat16), record(attention, batch) as mixed:
+        attention(batch.x, batch.edge_index)
+    assert mixed.loss().isfinite()
     with torch.autocast("cpu", dtype=torch.bfloat16), record(net, batch) as tape:
         net(batch)
         tape.records[-1].level(

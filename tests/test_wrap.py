@@ -428,7 +428,7 @@ def test_what_has_a_level_is_left_alone_and_nothing_to_wrap_is_an_error() -> Non
     with pytest.raises(ValueError, match="global_mean_pool"):
         wrap(nn.Linear(2, 2))
     model = wrap(layers.SAGEConv(C, C), X, EDGES)
-    with pytest.raises(ValueError, match="without a level"):
+    with pytest.raises(ValueError, match="already; unwrap"):
         wrap(model)
 
 

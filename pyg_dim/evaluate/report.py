@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pyg_dim.losses import BASELINES
+from pyg_dim.losses import BASELINES, JS_BASELINE
 
 TRAINED = "trained"
 UNTRAINED = "untrained"
@@ -42,7 +42,7 @@ COLUMNS = (
 )
 """Columns of a summary.
 
-A loss has ``name``, its final values ``train`` and ``val``, and for a Jensen-Shannon loss the ``baseline`` 2 ln 2.
+A loss has ``name``, its final values ``train`` and ``val``, and for those of critics the ``baseline``.
 A probe has ``name`` and ``unit`` of its target, ``n`` labels, the median and quartiles of its mean absolute error over
 the label subsets, in that unit, for the ``untrained`` and the ``trained`` encoder, the median error of predicting the
 mean (``baseline``), and the numbers of subsets in which the trained encoder is better (``wins``) or worse (``losses``).
@@ -184,10 +184,12 @@ def write_summary(table: pd.DataFrame, notes: Sequence[str], directory: Path) ->
 def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     losses = table[table["section"] == "loss"].to_dict("records")
     if losses:
-        has_baseline = any(not math.isnan(row["baseline"]) for row in losses)
+        # The baseline by its name where it is 2 ln 2.
+        known = {row["baseline"] for row in losses if not math.isnan(row["baseline"])}
+        baseline = "2 ln 2" if JS_BASELINE in known else "baseline"
         yield (
-            "Losses" + (" (2 ln 2: a critic that knows nothing)" if has_baseline else ""),
-            ["loss", "train", "val", "2 ln 2", "val is"],
+            "Losses" + (f" ({baseline}: a critic that knows nothing)" if known else ""),
+            ["loss", "train", "val", baseline, "val is"],
             [
                 [row["name"], *(_number(row[key], 4) for key in ("train", "val", "baseline")), _verdict(row)]
                 for row in losses

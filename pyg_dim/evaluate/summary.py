@@ -109,9 +109,10 @@ def summarise(
             table_rows += _compare(name, readout, reports[TRAINED], reports[UNTRAINED])
     table = pd.DataFrame(table_rows, columns=list(COLUMNS)).astype({"n": "Int64", "wins": "Int64", "losses": "Int64"})
     notes = list(dict.fromkeys(notes))
-    print_summary(table, notes, console or Console())
+    # Written first: printing can fail, into a closed pipe for instance.
     if directory is not None:
         write_summary(table, notes, Path(directory))
+    print_summary(table, notes, console or Console())
     return table
 
 

@@ -95,13 +95,14 @@ class DeepInfoMax(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        kinds: Sequence[str] = DEFAULT_KINDS,
+        kinds: str | Sequence[str] = DEFAULT_KINDS,
         alpha: float = 1.0,
         beta: float = 0.1,
         isolate: bool = True,
         donors: DonorRule = "matched",
     ) -> None:
         super().__init__()
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"unknown kinds of false samples {unknown}; known: {', '.join(KINDS)}")
         if not kinds:
@@ -143,9 +144,15 @@ class DeepInfoMax(nn.Module):
             that has no meaning at a level is not listed there.
 
         Raises:
-            ValueError: the encoder holds no level, or a corrupted pass does not line up with the true one; the message
-                names the level.
+            ValueError: the encoder holds no level, the batch is none of crystals, or a corrupted pass does not line up
+                with the true one; the message names the level.
         """
+        passes = [kind for kind in self.kinds if kind not in RECORD_KINDS]
+        if passes and not hasattr(batch, "max_sites"):
+            raise ValueError(
+                f"the kinds {', '.join(passes)} put other species on the geometry of crystals: they need a batch of "
+                f"CrystalLoader, not a {type(batch).__name__}; {', '.join(RECORD_KINDS)} work for any graphs"
+            )
         with record(self.encoder, batch, isolate=self.isolate) as tape:
             self.encoder(batch)
         false: defaultdict[RecordKey, list[FalseSample]] = defaultdict(list)
