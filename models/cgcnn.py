@@ -243,6 +243,6 @@ class CGCNN(Encoder):
         self._looked_up = True
         if unknown := z[self.species[z].isnan().any(dim=1)].unique().tolist():
             raise ValueError(
-                f"there are no atom vectors for the elements with atomic numbers {unknown}; load_cgcnn_checkpoint fills "
-                "them in, or the state of an encoder that has them"
+                f"there are no atom vectors for the elements with atomic numbers {unknown}; load_cgcnn_checkpoint "
+                "fills them in, or the state of an encoder that has them"
             )
