@@ -164,7 +164,7 @@ def _parse_with_pymatgen(text: str) -> tuple[Sites, str]:
             blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
             for block in blocks:
                 _refuse_hours_of_work(parser, block)
-            structures = parser.parse_structures(primitive=False, on_error="ignore") if blocks else []
+            structures = _structures(parser) if blocks else []
             if len(structures) < len(blocks):
                 raise ValueError(" ".join(parser.warnings[-1:]))
     except UnusableCrystalError:
@@ -177,6 +177,14 @@ def _parse_with_pymatgen(text: str) -> tuple[Sites, str]:
         raise UnusableCrystalError("unreadable CIF", "no structure in it")
     more = "" if len(structures) == 1 else "more than one structure in the file, the first was read"
     return sites_of(structures[0]), more
+
+
+def _structures(parser: Any) -> list[Any]:
+    try:
+        return parser.parse_structures(primitive=False, on_error="ignore")
+    except ValueError:
+        # There is none; why lies among the parser's warnings.
+        return []
 
 
 def _refuse_hours_of_work(parser: Any, block: dict[str, Any]) -> None:

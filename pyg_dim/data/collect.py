@@ -53,11 +53,14 @@ def collect(entries: Iterable[Entry], options: ImportOptions, report: ImportRepo
     Returns:
         The usable crystals, in the same order; there may be none.
     """
+    order: dict[str, int] = {}
+    before = len(report.left_out)
     ids: list[str] = []
     found: list[Sites] = []
     labels: list[Mapping[str, Any]] = []
     for entry in entries:
         report.num_read += 1
+        order.setdefault(entry.id, len(order))
         try:
             sites, remark = parse(entry)
         except UnusableCrystalError as fault:
@@ -77,7 +80,9 @@ def collect(entries: Iterable[Entry], options: ImportOptions, report: ImportRepo
         for row in np.flatnonzero(near).tolist():
             report.left_out.append(LeftOut(ids[row], f"sites nearer than {MIN_DISTANCE} Å", f"{nearest[row]:.3f} Å"))
         raw = raw.select(~near)
-    return keep_sound(raw, report, options.max_sites)
+    raw = keep_sound(raw, report, options.max_sites)
+    report.left_out[before:] = sorted(report.left_out[before:], key=lambda item: order[item.id])
+    return raw
 
 
 def _lay_out(ids: list[str], found: list[Sites], labels: dict[str, np.ndarray]) -> RawCrystals:

@@ -135,11 +135,13 @@ def _tar_members(path: Path, contents: bool) -> Iterator[Member]:
         raise ValueError(f"{path} is not a readable archive: {error}; if it is damaged, fetch it anew") from error
     if first is None:
         return
+    place = first.name
     try:
         with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for info in archive:
                 if info.isdir() or not _is_wanted(info.name):
                     continue
+                place = info.name
                 if not contents:
                     yield info.name, None
                 elif _leads_out(info.name):
@@ -156,4 +158,4 @@ def _tar_members(path: Path, contents: bool) -> Iterator[Member]:
                     yield info.name, data
     except (tarfile.TarError, *DAMAGE, ValueError, OverflowError, MemoryError) as error:
         if contents:
-            yield "", UnusableCrystalError("archive damaged from here on", f"{error}"[:200])
+            yield "", UnusableCrystalError("archive damaged from here on", f"at {place}: {error}"[:200])

@@ -14,7 +14,7 @@ LABEL_FILE: Final = "id_prop.csv"
 """Labels beside CIF files, as in CGCNN: identifier (file name without ending), value."""
 
 _EXAMPLES: Final = 3
-_UNIT: Final = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
+_UNIT: Final = re.compile(r"(.*\S)\s+[(\[]([^()\[\]]+)[)\]]")
 
 
 @dataclass
