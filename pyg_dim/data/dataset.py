@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.data.collect import ImportOptions, collect
 from pyg_dim.data.composition import reduced_formula
 from pyg_dim.data.elements import site_features
 from pyg_dim.data.oxidation import guess_oxidation_states
 from pyg_dim.data.parquet import read_parquet, write_parquet
 from pyg_dim.data.raw import RawCrystals, keep_sound
 from pyg_dim.data.report import ImportReport
-from pyg_dim.data.structures import collect
+from pyg_dim.data.sources.base import Entry
 from pyg_dim.data.supercell import MAX_SITES
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class CrystalDataset:
         labels: name -> [n] float64 in the unit of the source, NaN where missing.
         ids: [n] Arrow strings, all different.
         report: what was left out of the source, and why.
+        units: name of a label -> its unit, where it is known.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class CrystalDataset:
         labels: Mapping[str, Tensor],
         ids: pa.Array,
         report: ImportReport,
+        units: Mapping[str, str] | None = None,
     ) -> None:
         self.z = z
         self.pos = pos
@@ -60,6 +63,7 @@ class CrystalDataset:
         self.labels = dict(labels)
         self.ids = ids
         self.report = report
+        self.units = dict(units or {})
 
     @classmethod
     def from_parquet(
@@ -119,7 +123,11 @@ class CrystalDataset:
             if len(values) != len(structures):
                 raise ValueError(f"{name} has {len(values)} entries for {len(structures)} structures")
         report = ImportReport("structures in memory")
-        raw = collect(zip(names, structures, strict=True), labels, report)
+        entries = (
+            Entry(names[row], "structure", structure, {label: values[row] for label, values in labels.items()})
+            for row, structure in enumerate(structures)
+        )
+        raw = collect(entries, ImportOptions(max_sites), report)
         return cls.from_raw(raw, report, max_sites, oxidation, dtype)
 
     @classmethod
@@ -149,6 +157,8 @@ class CrystalDataset:
         if oxidation not in ("zero", "guess"):
             raise ValueError(f"oxidation must be 'zero' or 'guess', not {oxidation!r}")
         raw = keep_sound(raw, report, max_sites)
+        if not len(raw.ids):
+            raise ValueError(f"no usable crystal\n{report}")
         dataset = cls(
             z=torch.from_numpy(np.ascontiguousarray(raw.z)),
             pos=torch.tensor(raw.pos, dtype=dtype),
@@ -158,6 +168,7 @@ class CrystalDataset:
             labels={name: torch.tensor(values, dtype=torch.float64) for name, values in raw.labels.items()},
             ids=raw.ids,
             report=report,
+            units=raw.units,
         )
         if oxidation == "guess":
             dataset.oxidation, note = guess_oxidation_states(dataset)
@@ -249,6 +260,7 @@ class CrystalDataset:
             labels={name: values[rows] for name, values in self.labels.items()},
             ids=self.ids.take(pa.array(rows.numpy())),
             report=self.report,
+            units=self.units,
         )
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:

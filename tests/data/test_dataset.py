@@ -69,7 +69,7 @@ def test_structures_in_memory():
     assert [dataset.formula(row) for row in (0, 1)] == ["NaCl", "CsCl"]
     assert dataset.pos.dtype == dataset.cell.dtype == torch.float32
     assert dataset.report.counts() == {"not periodic in three directions": 1}
-    assert "1 cells reduced to the primitive cell" in dataset.report.notes
+    assert "1 cells reduced to the primitive cell" in dataset.report.all_notes()
     torch.testing.assert_close(torch.linalg.det(dataset.cell[0]).abs(), torch.tensor(5.6**3 / 4))
     torch.testing.assert_close(dataset.target("gap"), torch.tensor([5.0, np.nan], dtype=torch.float64), equal_nan=True)
 
