@@ -254,3 +254,14 @@ def test_single_precision_positions_are_searched_in_double(crystals):
     expected = neighbors_within(pos.float().double(), cell.float().double(), ptr, 4.0)
     assert found.distance.dtype == torch.float64
     assert found.distance.equal(expected.distance)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_shell_that_the_first_sphere_cuts_is_found_whole(monkeypatch, ties):
+    """Simple cubic, its six nearest neighbours apart by a little: the first sphere holds but four of them."""
+    cell = np.diag([3.0, 3.000004, 3.000008])
+    cell[2, 0] = 1e-5
+    monkeypatch.setattr(neighbors, "_FIRST_COUNT", (3.000004 - 0.9e-5) ** 3 / (0.75 / np.pi * 3 * np.linalg.det(cell)))
+    found = nearest_neighbors(*packed([(np.zeros((1, 3)), cell)]), 3, 8.0, ties=ties)
+    shifts = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert found.shift.tolist() == (shifts if ties else shifts[:3])
