@@ -233,11 +233,11 @@ def _triangular(cell: Tensor) -> tuple[Tensor, Tensor]:
     x = a / torch.linalg.vector_norm(a, dim=1, keepdim=True)
     y = b - (b * x).sum(1, keepdim=True) * x
     y = y / torch.linalg.vector_norm(y, dim=1, keepdim=True)
-    frame = torch.stack([x, y, torch.linalg.cross(x, y)], dim=1)
-    lattice = cell @ frame.mT
-    # The third axis points to the side of the third vector, whatever hand the cell has.
-    sign = torch.ones_like(lattice[:, 0]).index_copy(1, torch.tensor([2], device=cell.device), lattice[:, 2, 2:].sign())
-    return (lattice * sign.unsqueeze(1)).tril(), frame * sign.unsqueeze(2)
+    z = torch.linalg.cross(x, y)
+    # To the side of the third vector, whatever hand the cell has.
+    z = z * (c * z).sum(1, keepdim=True).sign()
+    frame = torch.stack([x, y, z], dim=1)
+    return (cell @ frame.mT).tril(), frame
 
 
 def _ragged(count: Tensor) -> tuple[Tensor, Tensor]:
