@@ -62,8 +62,7 @@ def neighbors_within(pos: Tensor, cell: Tensor, ptr: Tensor, cutoff: float, z: T
         from the one before) by atomic number, source and image.
     """
     sites = _Sites(pos, cell, ptr, z)
-    found = sites.search(torch.arange(pos.size(0), device=pos.device), pos.new_full((pos.size(0),), cutoff).double())
-    return sites.sort(found)[0]
+    return sites.sort(sites.search_all(torch.full_like(cell[:, 0, 0], cutoff, dtype=torch.float64)))[0]
 
 
 def nearest_neighbors(
@@ -88,11 +87,13 @@ def nearest_neighbors(
     """
     sites = _Sites(pos, cell, ptr, z)
     volume = cell.double().det().abs() / ptr.diff()
-    radius = (volume * (0.75 / math.pi * _FIRST_COUNT * k)).pow(1 / 3).clamp(max=cutoff)[sites.crystal]
+    radius = (volume * (0.75 / math.pi * _FIRST_COUNT * k)).pow(1 / 3).clamp(max=cutoff)
+    found = sites.search_all(radius)
+    radius = radius[sites.crystal]
     targets = torch.arange(pos.size(0), device=pos.device)
     parts = []
-    while targets.numel():
-        found, shell = sites.sort(sites.search(targets, radius[targets]))
+    while True:
+        found, shell = sites.sort(found)
         place = target_places(found.target, pos.size(0))
         kth = (place == k - 1).nonzero()[:, 0]
         # The shell of the k-th neighbour is whole if it ends well inside the sphere.
@@ -106,7 +107,10 @@ def nearest_neighbors(
             keep |= in_kth_shell[shell]
         parts.append(found[(keep & enough[found.target]).nonzero()[:, 0]])
         targets = targets[~enough[targets]]
+        if not targets.numel():
+            break
         radius = (radius * _GROWTH).clamp(max=cutoff)
+        found = sites.search(targets, radius[targets])
     every = _join(parts)
     # Each part is sorted; a later one has the sites of larger spheres.
     return every if len(parts) == 1 else every[torch.sort(every.target, stable=True).indices]
@@ -155,6 +159,22 @@ class _Sites:
         if z is not None:
             self.rank = torch.empty_like(self.rank).index_copy(0, torch.argsort(z, stable=True), self.rank)
 
+    def search_all(self, radius: Tensor) -> Neighbors:
+        """All neighbours of all sites, each pair of sites looked at once.
+
+        Args:
+            radius: [B] float64, largest distance for the sites of each crystal, in angstrom.
+
+        Returns:
+            The neighbours, in any order.
+        """
+        targets = torch.arange(self.crystal.numel(), device=radius.device)
+        found = self._search(targets, radius[self.crystal], targets - self.ptr[self.crystal] + 1)
+        # From the other end. Of a site and itself, both ends have been found.
+        other = (found.source != found.target).nonzero()[:, 0]
+        turned = found[other]
+        return _join([found, Neighbors(turned.target, turned.source, -turned.shift, turned.distance)])
+
     def search(self, targets: Tensor, radius: Tensor) -> Neighbors:
         """All neighbours of some sites.
 
@@ -163,16 +183,19 @@ class _Sites:
             radius: [T] float64, largest distance for each, in angstrom.
 
         Returns:
-            The neighbours, ordered by target (as given) and source.
+            The neighbours, in any order.
         """
-        crystal = self.crystal[targets]
-        a, b, c = (2 * radius * self.per_height[:, crystal] + 1).unbind(0)
-        most = self.num_sites[crystal] * a * b * c
-        return _join([self._search(targets[part], radius[part] + TIE) for part in _parts(most, _CANDIDATES)])
+        return self._search(targets, radius, self.num_sites[self.crystal[targets]])
 
-    def _search(self, targets: Tensor, radius: Tensor) -> Neighbors:
+    def _search(self, targets: Tensor, radius: Tensor, sources: Tensor) -> Neighbors:
+        """Neighbours of sites among the first so many of the same crystal, a part of the sites at a time."""
+        a, b, c = (2 * radius * self.per_height[:, self.crystal[targets]] + 1).unbind(0)
+        parts = _parts(sources * a * b * c, _CANDIDATES)
+        return _join([self._search_part(targets[part], radius[part] + TIE, sources[part]) for part in parts])
+
+    def _search_part(self, targets: Tensor, radius: Tensor, sources: Tensor) -> Neighbors:
         """Pairs of sites, then images: the planes that meet the sphere, the lines in them, the points on those."""
-        row, place = _ragged(self.num_sites[self.crystal[targets]])
+        row, place = _ragged(sources)
         target = targets.index_select(0, row)
         crystal = self.crystal.index_select(0, target)
         source = self.ptr.index_select(0, crystal) + place
