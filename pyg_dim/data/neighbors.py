@@ -272,8 +272,12 @@ def _ragged(count: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parts(cost: Tensor, limit: int) -> Iterator[slice]:
     """Slices of consecutive elements whose costs add up to about a limit; an empty one where there is no element."""
-    _, length = torch.unique_consecutive((cost.cumsum(0) / limit).long(), return_counts=True)
+    filled = cost.cumsum(0)
+    if not len(cost) or filled[-1] <= limit:
+        yield slice(0, len(cost))
+        return
+    _, length = torch.unique_consecutive((filled / limit).long(), return_counts=True)
     start = 0
-    for size in length.tolist() or [0]:
+    for size in length.tolist():
         yield slice(start, start + size)
         start += size

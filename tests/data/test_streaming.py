@@ -85,6 +85,8 @@ def test_order_follows_from_seed_and_epoch_and_mixes_row_groups(path):
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     assert any(len({row // 9 for row in batch}) > 1 for batch in orders[0])
+    # Which row groups are together changes too: the first batch is of those of the first window.
+    assert len({frozenset(row // 9 for row in rows[0]) for rows in orders}) > 1
 
 
 def test_it_goes_on_where_it_was_left(path):
