@@ -80,9 +80,9 @@ def given_parts(dataset: CrystalDataset, how: str) -> tuple[Tensor, Tensor]:
 
     Args:
         dataset: the crystals.
-        how: ``matbench:K``, with fold K of :func:`matbench_folds` as validation part (``matbench:K:ROWS`` where the
+        how: ``matbench:K``, with fold K of :func:`pyg_dim.data.matbench_folds` as validation part (``matbench:K:ROWS`` where the
             task had other rows than were read); or the path of a file written by
-            :func:`~pyg_dim.data.index_sets.save_index_sets` with sets named train and val.
+            :func:`~pyg_dim.data.save_index_sets` with sets named train and val.
 
     Returns:
         Rows of the training part and of the validation part, each in ascending order.
