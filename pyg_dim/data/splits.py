@@ -80,8 +80,8 @@ def given_parts(dataset: CrystalDataset, how: str) -> tuple[Tensor, Tensor]:
 
     Args:
         dataset: the crystals.
-        how: ``matbench:K``, with fold K of :func:`pyg_dim.data.matbench_folds` as validation part (``matbench:K:ROWS`` where the
-            task had other rows than were read); or the path of a file written by
+        how: ``matbench:K``, with fold K of :func:`pyg_dim.data.matbench_folds` as validation part
+            (``matbench:K:ROWS`` where the task had other rows than were read); or the path of a file written by
             :func:`~pyg_dim.data.save_index_sets` with sets named train and val.
 
     Returns:
