@@ -102,7 +102,8 @@ def compare(title: str, ways: dict[str, Callable[[], tuple[int, int]]]) -> None:
     for name in ways:
         ratio = statistics.median(a / b for a, b in zip(rates[first], rates[name], strict=True))
         print(
-            f"  {name}: {max(rates[name]):.0f} crystals/s at best, {width[name]:.0f} edges each; the first is {ratio:.2f} times as fast"
+            f"  {name}: {max(rates[name]):.0f} crystals/s at best, {width[name]:.0f} edges each; "
+            f"the first is {ratio:.2f} times as fast"
         )
 
 
