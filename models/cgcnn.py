@@ -108,6 +108,7 @@ class CGCNN(Encoder):
         gaussian_step: distance and width s of the Gaussians, in angstrom.
         pad: fill up missing neighbours as the authors' program does: with edges from the first site of the crystal, of
             length ``cutoff + 1``.
+        ties: keep all neighbours that are as far as the k-th; not together with ``pad``.
         species_channels: length of vectors that describe the species in place of the site features. They are a
             buffer, NaN until ``load_cgcnn_checkpoint`` or the state of another encoder fills it.
         noise: noise on all representations: "conditional", "learned", "none".
@@ -135,6 +136,7 @@ class CGCNN(Encoder):
         cutoff: float = 8.0,
         gaussian_step: float = 0.2,
         pad: bool = False,
+        ties: bool = False,
         species_channels: int | None = None,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
@@ -144,7 +146,7 @@ class CGCNN(Encoder):
         super().__init__()
         self.config = {
             "site_channels": site_channels, "convolutions": convolutions, "crystal_channels": crystal_channels,
-            "k": k, "cutoff": cutoff, "gaussian_step": gaussian_step, "pad": pad,
+            "k": k, "cutoff": cutoff, "gaussian_step": gaussian_step, "pad": pad, "ties": ties,
             "species_channels": species_channels, "noise": noise, "kl": kl, "critic": critic, "estimator": estimator,
         }  # fmt: skip
         for argument in ("site_channels", "convolutions", "crystal_channels", "k", "species_channels"):
@@ -153,7 +155,7 @@ class CGCNN(Encoder):
         for argument in ("cutoff", "gaussian_step"):
             if not 0 < (value := self.config[argument]) < float("inf"):
                 raise ValueError(f"CGCNN: {argument} must be a positive length in angstrom, not {value}")
-        self.graph: Callable[[Any], Any] = NearestNeighbors(k, cutoff, pad)
+        self.graph: Callable[[Any], Any] = NearestNeighbors(k, cutoff, pad, ties)
         self.channels = crystal_channels
         self.gaussian_step = gaussian_step
         self.gaussians = round(cutoff / gaussian_step) + 1

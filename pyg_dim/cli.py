@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -19,6 +20,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from pyg_dim import __version__
+from pyg_dim.data.collect import ImportOptions
+from pyg_dim.data.importing import import_crystals, show_report
+from pyg_dim.data.primitive import SYMPREC
+from pyg_dim.data.reading import open_sources
+from pyg_dim.data.sources.registry import FORMATS
+from pyg_dim.data.supercell import MAX_SITES
 from pyg_dim.models import MODELS
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
@@ -83,10 +90,59 @@ def train_command(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
+def import_command(arguments: Sequence[str], prog: str) -> int:
+    """Run ``pyg-dim import``.
+
+    Args:
+        arguments: flags.
+        prog: how the command is called in messages.
+
+    Returns:
+        Exit status.
+    """
+    parser = _import_parser(prog)
+    chosen = parser.parse_args(arguments)
+    units = {}
+    for pair in chosen.unit:
+        name, separator, unit = pair.partition("=")
+        if not (name and separator and unit):
+            parser.error(f"argument --unit: {pair!r} is not NAME=UNIT")
+        units[name] = unit
+    options = ImportOptions(chosen.max_sites, not chosen.keep_cells, chosen.symprec)
+    source = open_sources(chosen.source, chosen.id, chosen.labels, chosen.labels_id, units)
+    report = import_crystals(source, chosen.out, options, chosen.workers, chosen.resume, chosen.overwrite)
+    show_report(report, chosen.out)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "train": (train_command, "train an encoder, without labels or on labels"),
+    "import": (import_command, "read crystals of any format, check them and write one Parquet file"),
 }
 """Subcommands: what runs, and what it is for."""
+
+
+def _import_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=f"Read crystals, check them and write one file. Read: {FORMATS}.",
+    )
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="file, folder, quoted pattern or Matbench task")
+    parser.add_argument("out", metavar="OUT.parquet", help="file to write; the report becomes OUT.report.json")
+    parser.add_argument("--labels", metavar="FILE.csv", help="labels, joined by identifier (of a file: its name)")
+    parser.add_argument("--labels-id", metavar="COLUMN", help="identifiers in the file of labels, by default the first")
+    parser.add_argument(
+        "--id", metavar="COLUMN", help="identifiers in tables, by default immutable_id, material_id or id"
+    )
+    parser.add_argument("--unit", metavar="NAME=UNIT", action="append", default=[], help="unit of a label; repeatable")
+    parser.add_argument("--max-sites", type=int, default=MAX_SITES, help="sites of the largest primitive cell kept")
+    parser.add_argument("--keep-cells", action="store_true", help="do not reduce cells to primitive ones")
+    parser.add_argument("--symprec", type=float, default=SYMPREC, help="how exactly a cell must repeat itself, in Å")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--resume", action="store_true", help="go on with an import that was stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file, discard parts of a stopped import")
+    return parser
 
 
 def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainOptions:

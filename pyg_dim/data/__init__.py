@@ -8,30 +8,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyg_dim.data.batch import CrystalBatch
+    from pyg_dim.data.batch import Crystal, CrystalBatch
     from pyg_dim.data.dataset import CrystalDataset
-    from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors
+    from pyg_dim.data.graph_cache import GraphCache
+    from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
+    from pyg_dim.data.index_sets import load_index_sets, save_index_sets
     from pyg_dim.data.load import load_dataset
     from pyg_dim.data.loader import CrystalLoader
-    from pyg_dim.data.splits import split
+    from pyg_dim.data.splits import draw_labels, mask_labels, matbench_folds, split
+    from pyg_dim.data.streaming import StreamingLoader
 
 __all__ = [
+    "Crystal",
     "CrystalBatch",
     "CrystalDataset",
     "CrystalLoader",
     "DenseSupercell",
+    "GraphCache",
     "NearestNeighbors",
+    "RadiusGraph",
+    "StreamingLoader",
+    "draw_labels",
     "load_dataset",
+    "load_index_sets",
+    "mask_labels",
+    "matbench_folds",
+    "save_index_sets",
     "split",
 ]
 
 _MODULES = {
+    "Crystal": "batch",
     "CrystalBatch": "batch",
     "CrystalDataset": "dataset",
     "CrystalLoader": "loader",
     "DenseSupercell": "graphs",
+    "GraphCache": "graph_cache",
     "NearestNeighbors": "graphs",
+    "RadiusGraph": "graphs",
+    "StreamingLoader": "streaming",
+    "draw_labels": "splits",
     "load_dataset": "load",
+    "load_index_sets": "index_sets",
+    "mask_labels": "splits",
+    "matbench_folds": "splits",
+    "save_index_sets": "index_sets",
     "split": "splits",
 }
 

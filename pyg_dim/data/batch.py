@@ -1,4 +1,4 @@
-"""A batch of crystals."""
+"""One crystal, and a batch of them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ class CrystalBatch(Data):
     def num_graphs(self) -> int:
         """Number of crystals B, known without asking the device."""
         return self.ptr.numel() - 1
+
+
+class Crystal(Data):
+    """One crystal, with the fields of :mod:`pyg_dim.data.keys`; PyG's ``DataLoader`` makes batches of them.
+
+    Such a batch serves graphs and encoders like a :class:`CrystalBatch`; a graph is also a transform of one crystal.
+    """
+
+    @property
+    def max_sites(self) -> int:
+        """Sites of the largest crystal of the batch, or of this one."""
+        return int(self.ptr.diff().max()) if "ptr" in self else self.z.numel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,14 +12,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.data import keys
+from pyg_dim.data.batch import Crystal, CrystalBatch
+from pyg_dim.data.collect import ImportOptions, collect
 from pyg_dim.data.composition import reduced_formula
 from pyg_dim.data.elements import site_features
 from pyg_dim.data.oxidation import guess_oxidation_states
 from pyg_dim.data.parquet import read_parquet, write_parquet
 from pyg_dim.data.raw import RawCrystals, keep_sound
 from pyg_dim.data.report import ImportReport
-from pyg_dim.data.structures import collect
+from pyg_dim.data.sources.base import Entry
 from pyg_dim.data.supercell import MAX_SITES
 
 if TYPE_CHECKING:
@@ -33,12 +36,13 @@ class CrystalDataset:
     Args:
         z: [N] int64, atomic numbers.
         pos: [N, 3] float, Cartesian positions in angstrom.
-        ptr: [n + 1] int64, first site of each crystal, then N.
+        ptr: [n + 1] int64 on the host, first site of each crystal, then N.
         cell: [n, 3, 3] float, lattice vectors as rows, in angstrom.
         oxidation: [N] float, oxidation states in elementary charges, zero where unknown.
         labels: name -> [n] float64 in the unit of the source, NaN where missing.
         ids: [n] Arrow strings, all different.
         report: what was left out of the source, and why.
+        units: name of a label -> its unit, where it is known.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class CrystalDataset:
         labels: Mapping[str, Tensor],
         ids: pa.Array,
         report: ImportReport,
+        units: Mapping[str, str] | None = None,
     ) -> None:
         self.z = z
         self.pos = pos
@@ -60,6 +65,7 @@ class CrystalDataset:
         self.labels = dict(labels)
         self.ids = ids
         self.report = report
+        self.units = dict(units or {})
 
     @classmethod
     def from_parquet(
@@ -119,7 +125,11 @@ class CrystalDataset:
             if len(values) != len(structures):
                 raise ValueError(f"{name} has {len(values)} entries for {len(structures)} structures")
         report = ImportReport("structures in memory")
-        raw = collect(zip(names, structures, strict=True), labels, report)
+        entries = (
+            Entry(names[row], "structure", structure, {label: values[row] for label, values in labels.items()})
+            for row, structure in enumerate(structures)
+        )
+        raw = collect(entries, ImportOptions(max_sites), report)
         return cls.from_raw(raw, report, max_sites, oxidation, dtype)
 
     @classmethod
@@ -149,6 +159,25 @@ class CrystalDataset:
         if oxidation not in ("zero", "guess"):
             raise ValueError(f"oxidation must be 'zero' or 'guess', not {oxidation!r}")
         raw = keep_sound(raw, report, max_sites)
+        if not len(raw.ids):
+            raise ValueError(f"no usable crystal\n{report}")
+        dataset = cls.from_sound(raw, report, oxidation, dtype)
+        report.log()
+        return dataset
+
+    @classmethod
+    def from_sound(cls, raw: RawCrystals, report: ImportReport, oxidation: Oxidation, dtype: torch.dtype) -> Self:
+        """Make a data set of crystals that have passed all checks.
+
+        Args:
+            raw: at least one crystal.
+            report: how they were found; a note on the oxidation states is added.
+            oxidation: ``"zero"`` for all, or ``"guess"`` from each composition.
+            dtype: floating-point type of positions, cells and site features.
+
+        Returns:
+            The data set.
+        """
         dataset = cls(
             z=torch.from_numpy(np.ascontiguousarray(raw.z)),
             pos=torch.tensor(raw.pos, dtype=dtype),
@@ -158,13 +187,13 @@ class CrystalDataset:
             labels={name: torch.tensor(values, dtype=torch.float64) for name, values in raw.labels.items()},
             ids=raw.ids,
             report=report,
+            units=raw.units,
         )
         if oxidation == "guess":
             dataset.oxidation, note = guess_oxidation_states(dataset)
         else:
             note = "oxidation states: zero for all sites"
         report.notes.append(note)
-        report.log()
         return dataset
 
     def to_parquet(self, path: str | Path) -> None:
@@ -173,10 +202,68 @@ class CrystalDataset:
         Args:
             path: file to write or replace.
         """
-        write_parquet(self, path)
+        write_parquet(self.to("cpu"), path)
 
     def __len__(self) -> int:
         return self.cell.shape[0]
+
+    def __getitem__(self, row: int) -> Crystal:
+        """One crystal, for PyG's loaders and transforms.
+
+        Args:
+            row: row in the data set; negative ones count from the end.
+
+        Returns:
+            A crystal with z, x, oxidation, pos, cell [1, 3, 3], row [1], id, and y [1, T] with all T labels of the
+            data set in their order, if it has any.
+
+        Raises:
+            IndexError: no such row.
+        """
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a data set of {len(self)} crystals")
+        row %= len(self)
+        batch = self.gather(torch.tensor([row]), list(self.labels))
+        fields = {
+            key: value for key, value in batch.to_dict().items() if key not in (keys.BATCH, keys.PTR, keys.MAX_SITES)
+        }
+        return Crystal(**fields, id=self.ids[row].as_py())
+
+    def to(self, device: torch.device | str) -> CrystalDataset:
+        """The data set with all that batches are made of on a device.
+
+        Batches are then gathered, and their graphs built, on that device. What only says which entries make up a batch
+        (``ptr``, ``ids``) stays on the host, so that planning a batch asks nothing of the device.
+
+        Args:
+            device: for example ``"cuda"``.
+
+        Returns:
+            A new data set; the tensors are shared where they lie there already.
+        """
+        moved = copy(self)
+        for name in ("z", "pos", "cell", "oxidation"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved.with_labels({name: values.to(device) for name, values in self.labels.items()})
+
+    def with_labels(self, labels: Mapping[str, Tensor]) -> CrystalDataset:
+        """The same crystals with more or other labels.
+
+        Args:
+            labels: name -> [n] float64, NaN where missing; they replace those of the same name.
+
+        Returns:
+            A new data set that shares everything else with this one.
+
+        Raises:
+            ValueError: labels of another length.
+        """
+        for name, values in labels.items():
+            if values.shape != (len(self),):
+                raise ValueError(f"label {name!r} has shape {list(values.shape)} for {len(self)} crystals")
+        changed = copy(self)
+        changed.labels = self.labels | dict(labels)
+        return changed
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} crystals, {self.z.numel()} sites, labels={list(self.labels)})"
@@ -222,7 +309,7 @@ class CrystalDataset:
 
         Returns:
             [S] int64, entries of ``z`` and ``pos`` crystal by crystal, and [B + 1] int64, the first site of each
-            crystal, then S.
+            crystal, then S; both on the host.
         """
         start = self.ptr[rows]
         counts = self.ptr[rows + 1] - start
@@ -234,50 +321,58 @@ class CrystalDataset:
         """The data set of some crystals.
 
         Args:
-            rows: [m] int64, rows to keep, in the order wanted.
+            rows: [m] int64 on the host, rows to keep, in the order wanted.
 
         Returns:
             A new data set with the report of this one.
         """
         index, ptr = self.sites(rows)
+        here = index.to(self.pos.device), rows.to(self.pos.device)
         return CrystalDataset(
-            z=self.z[index],
-            pos=self.pos[index],
+            z=self.z[here[0]],
+            pos=self.pos[here[0]],
             ptr=ptr,
-            cell=self.cell[rows],
-            oxidation=self.oxidation[index],
-            labels={name: values[rows] for name, values in self.labels.items()},
+            cell=self.cell[here[1]],
+            oxidation=self.oxidation[here[0]],
+            labels={name: values[here[1]] for name, values in self.labels.items()},
             ids=self.ids.take(pa.array(rows.numpy())),
             report=self.report,
+            units=self.units,
         )
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
         """Put some crystals into a batch, without edges.
 
         Args:
-            rows: [B] int64, rows of the data set, at least one.
+            rows: [B] int64 on the host, rows of the data set, at least one.
             targets: T labels that become ``y``.
 
         Returns:
-            A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, and y [B, T] if targets are given.
+            A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, and y [B, T] if targets are given,
+            on the device of the data set.
 
         Raises:
             ValueError: no such target.
         """
+        device = self.pos.device
         index, ptr = self.sites(rows)
         counts = ptr.diff()
+        batch = torch.repeat_interleave(counts)
+        max_sites = int(counts.max())
+        # Known on the host; the device is not asked for anything.
+        index, ptr, batch, rows = (part.to(device) for part in (index, ptr, batch, rows))
         z, oxidation = self.z[index], self.oxidation[index]
         fields: dict[str, Any] = {
-            "z": z,
-            "x": site_features(z, oxidation, self.pos.dtype),
-            "oxidation": oxidation,
-            "pos": self.pos[index],
-            "cell": self.cell[rows],
-            "batch": torch.repeat_interleave(counts),
-            "ptr": ptr,
-            "max_sites": int(counts.max()),
-            "row": rows,
+            keys.Z: z,
+            keys.X: site_features(z, oxidation, self.pos.dtype),
+            keys.OXIDATION: oxidation,
+            keys.POS: self.pos[index],
+            keys.CELL: self.cell[rows],
+            keys.BATCH: batch,
+            keys.PTR: ptr,
+            keys.MAX_SITES: max_sites,
+            keys.ROW: rows,
         }
         if targets:
-            fields["y"] = torch.stack([self.target(name)[rows] for name in targets], dim=1).to(self.pos.dtype)
+            fields[keys.Y] = torch.stack([self.target(name)[rows] for name in targets], dim=1).to(self.pos.dtype)
         return CrystalBatch(**fields)

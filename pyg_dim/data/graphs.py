@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.minimum_image import minimum_image
-from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, target_places
+from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, neighbors_within, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
 
 
@@ -34,18 +35,19 @@ class DenseSupercell:
         return f"{type(self).__name__}(max_sites={self.max_sites})"
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
-        """Add the edges to a batch.
+        """Add the edges to a batch, or to one crystal.
 
         Lengths are computed in float64 and rounded to the type of ``pos``.
 
         Args:
-            batch: crystals with pos, cell, batch and ptr; changed in place.
+            batch: crystals with pos, cell and ptr; changed in place. Without ptr it is a single one.
 
         Returns:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
-        pos, cell, ptr = batch.pos.double(), batch.cell.double(), batch.ptr
+        pos, cell, ptr = batch.pos.double(), batch.cell.double(), site_ptr(batch)
         num_sites = ptr.diff()
+        crystal_of_site = torch.repeat_interleave(num_sites)
         supercell = nearly_cubic(cell, num_sites, self.max_sites)
         repeats = torch.diagonal(supercell, dim1=1, dim2=2)
         images = repeats.prod(1)
@@ -62,12 +64,12 @@ class DenseSupercell:
         place = pos[source] + (offset.to(pos.dtype).unsqueeze(1) @ cell[crystal]).squeeze(1)
 
         # Pairs: each site with all columns of its crystal.
-        width = width[batch.batch]
+        width = width[crystal_of_site]
         target = torch.repeat_interleave(width)
-        start = first[batch.batch] - (width.cumsum(0) - width)
+        start = first[crystal_of_site] - (width.cumsum(0) - width)
         column = torch.arange(target.numel(), device=pos.device) + start[target]
         period = supercell.to(pos.dtype) @ cell
-        crystal = batch.batch[target]
+        crystal = crystal_of_site[target]
         length, shift = minimum_image(place[column] - pos[target], crystal, period)
         batch.edge_index = torch.stack([source[column], target])
         batch.edge_shift = (
@@ -80,55 +82,104 @@ class DenseSupercell:
 class NearestNeighbors:
     """CGCNN's graph: edges to every site from its k nearest neighbours within a cutoff, its own images among them.
 
-    Edges are sorted by target, then by distance; equal distances (:data:`~pyg_dim.data.neighbors.TIE`) by source, which
-    also decides between equally distant neighbours where only some of them are among the k nearest. A site with fewer
-    neighbours gets fewer edges, or padding. Source: Xie and Grossman 2018.
+    Edges are sorted by target, then by distance. Between neighbours at equal distance (each within 1e-5 angstrom of the
+    one before, :data:`~pyg_dim.data.neighbors.TIE`) the atomic number decides, then the index of the site, then the
+    lattice image; also where only some of them are among the k nearest. A site with fewer neighbours gets fewer edges,
+    or padding. Source: Xie and Grossman 2018.
 
     Args:
         k: number of neighbours.
         cutoff: largest distance, in angstrom.
         pad: fill up to k edges as the authors' program does, from the first site of the crystal, with shift zero and
             length ``cutoff + 1``; such edges take part like real ones.
+        ties: keep all neighbours that are as far as the k-th: more than k edges, but none that depend on the order of
+            sites or the choice of cell.
 
     Raises:
-        ValueError: ``k`` or ``cutoff`` is not positive.
+        ValueError: ``k`` or ``cutoff`` is not positive, or both ``pad`` and ``ties``.
     """
 
-    def __init__(self, k: int = 12, cutoff: float = 8.0, pad: bool = False) -> None:
+    def __init__(self, k: int = 12, cutoff: float = 8.0, pad: bool = False, ties: bool = False) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        if not 0 < cutoff < float("inf"):
-            raise ValueError(f"cutoff must be a positive length in angstrom, not {cutoff}")
-        self.k, self.cutoff, self.pad = k, cutoff, pad
+        if pad and ties:
+            raise ValueError("pad gives every site k edges and ties gives some of them more: choose one")
+        self.k, self.cutoff, self.pad, self.ties = k, _checked(cutoff), pad, ties
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(k={self.k}, cutoff={self.cutoff}, pad={self.pad})"
+        return f"{type(self).__name__}(k={self.k}, cutoff={self.cutoff}, pad={self.pad}, ties={self.ties})"
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
-        """Add the edges to a batch.
+        """Add the edges to a batch, or to one crystal.
 
         Lengths are computed in float64 and rounded to the type of ``pos``.
 
         Args:
-            batch: crystals with pos, cell and ptr (and batch, for padding); changed in place.
+            batch: crystals with z, pos, cell and ptr; changed in place. Without ptr it is a single one.
 
         Returns:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
-        found = nearest_neighbors(batch.pos, batch.cell, batch.ptr, self.k, self.cutoff)
-        if self.pad:
-            found = self._padded(found, batch)
-        batch.edge_index = torch.stack([found.source, found.target])
-        batch.edge_shift = found.shift
-        batch.edge_dist = found.distance.to(batch.pos.dtype)
-        return batch
+        ptr = site_ptr(batch)
+        found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties)
+        return _with_edges(batch, self._padded(found, ptr) if self.pad else found)
 
-    def _padded(self, found: Neighbors, batch: CrystalBatch) -> Neighbors:
-        target = torch.arange(batch.pos.size(0), device=batch.pos.device).repeat_interleave(self.k)
-        place = target_places(found.target, batch.pos.size(0)) + found.target * self.k
+    def _padded(self, found: Neighbors, ptr: Tensor) -> Neighbors:
+        count = ptr.diff()
+        target = torch.arange(int(count.sum()), device=ptr.device).repeat_interleave(self.k)
+        place = target_places(found.target, target.numel() // self.k) + found.target * self.k
         return Neighbors(
-            batch.ptr[batch.batch[target]].index_copy(0, place, found.source),
+            ptr[:-1].repeat_interleave(count * self.k).index_copy(0, place, found.source),
             target,
             found.shift.new_zeros(target.numel(), 3).index_copy(0, place, found.shift),
             found.distance.new_full(target.shape, self.cutoff + 1).index_copy(0, place, found.distance),
         )
+
+
+class RadiusGraph:
+    """Edges to every site from all neighbours within a cutoff, its own images among them.
+
+    The graph depends neither on the order of sites nor on the choice of cell. Edges are sorted as those of
+    :class:`NearestNeighbors`.
+
+    Args:
+        cutoff: largest distance, in angstrom; MEGNet's is 4 or 5.
+
+    Raises:
+        ValueError: ``cutoff`` is not positive.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        self.cutoff = _checked(cutoff)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(cutoff={self.cutoff})"
+
+    def __call__(self, batch: CrystalBatch) -> CrystalBatch:
+        """Add the edges to a batch, or to one crystal; see :meth:`NearestNeighbors.__call__`."""
+        return _with_edges(batch, neighbors_within(batch.pos, batch.cell, site_ptr(batch), self.cutoff, batch.z))
+
+
+def site_ptr(batch: CrystalBatch) -> Tensor:
+    """First site of each crystal, then N.
+
+    Args:
+        batch: crystals with ptr, or a single one without.
+
+    Returns:
+        [B + 1] int64.
+    """
+    return batch.ptr if "ptr" in batch else torch.tensor([0, batch.pos.size(0)], device=batch.pos.device)
+
+
+def _with_edges(batch: CrystalBatch, found: Neighbors) -> CrystalBatch:
+    batch.edge_index = torch.stack([found.source, found.target])
+    batch.edge_shift = found.shift
+    batch.edge_dist = found.distance.to(batch.pos.dtype)
+    return batch
+
+
+def _checked(cutoff: float) -> float:
+    if not 0 < cutoff < float("inf"):
+        raise ValueError(f"cutoff must be a positive length in angstrom, not {cutoff}")
+    return cutoff

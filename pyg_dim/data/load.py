@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from pyg_dim.data.collect import ImportOptions
 from pyg_dim.data.dataset import CrystalDataset, Oxidation
+from pyg_dim.data.parquet import has_optimade_columns
 from pyg_dim.data.prototypes import decorated_prototypes
-from pyg_dim.data.readers import read_cif_folder, read_matbench_json
+from pyg_dim.data.reading import open_sources, read_crystals
 from pyg_dim.data.supercell import MAX_SITES
 
 
@@ -21,8 +23,9 @@ def load_dataset(
     """Open a data set.
 
     Args:
-        source: ``"prototypes"`` (hypothetical crystals, no file), a ``.parquet`` file, a folder of ``.cif`` or of
-            ``.parquet`` files, or a Matbench ``.json`` or ``.json.gz`` file.
+        source: ``"prototypes"`` (hypothetical crystals, no file), a Parquet file with OPTIMADE columns or a folder of
+            them, which are taken as they are; or any source that ``pyg-dim import`` takes, which is read anew each
+            time: import large ones once.
         max_sites: crystals with more primitive sites are left out.
         oxidation: oxidation states: ``"zero"`` for all, or ``"guess"`` from each composition.
         dtype: floating-point type of positions, cells and site features.
@@ -37,14 +40,7 @@ def load_dataset(
     if source == "prototypes":
         return decorated_prototypes(max_sites=max_sites, oxidation=oxidation, dtype=dtype)
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or folder: {path} (for the embedded data set say 'prototypes')")
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+    if has_optimade_columns(path):
         return CrystalDataset.from_parquet(path, max_sites, oxidation, dtype)
-    if path.is_dir():
-        raw, report = read_cif_folder(path)
-    elif path.name.endswith((".json", ".json.gz")):
-        raw, report = read_matbench_json(path)
-    else:
-        raise ValueError(f"{path}: unknown format; known are .parquet, .json, .json.gz and folders of .cif files")
+    raw, report = read_crystals(open_sources([source]), ImportOptions(max_sites))
     return CrystalDataset.from_raw(raw, report, max_sites, oxidation, dtype)

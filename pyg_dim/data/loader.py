@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +15,130 @@ from torch import Tensor
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.dataset import CrystalDataset
 
+Planned = TypeVar("Planned")
+"""What a plan says of one batch."""
 
-class CrystalLoader:
+
+class PlannedLoader(ABC, Generic[Planned]):
+    """Iterate over batches that are planned for a whole epoch, from its number and a seed alone.
+
+    The next batch is built in a thread while one is in use. With torch.distributed initialised, each process iterates
+    over its share of the batches of the common plan, unless ``shard=False``; the first batches are repeated where
+    needed so that all processes have the same number.
+
+    Args:
+        num_crystals: crystals in all.
+        seed: seed of the order.
+        shuffle: whether the order changes from epoch to epoch.
+        shard: whether processes share the batches; without, each has all of them (one process evaluates).
+    """
+
+    def __init__(self, num_crystals: int, seed: int, shuffle: bool, shard: bool) -> None:
+        self.num_crystals = num_crystals
+        self.seed = seed
+        self.shuffle = shuffle
+        self.shard = shard
+        self.epoch = 0
+        self._position = self._start = 0
+        self._plan = self._make_plan()
+
+    @abstractmethod
+    def _make_plan(self) -> list[Planned]:
+        """Batches of the epoch, in order."""
+
+    @abstractmethod
+    def _build(self, planned: Planned) -> CrystalBatch:
+        """One batch, with its edges."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows, from its beginning.
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
+        self.epoch = epoch
+        self._position = self._start = 0
+        if self.shuffle:
+            self._plan = self._make_plan()
+
+    def __len__(self) -> int:
+        """Number of batches of this process in the current epoch."""
+        return len(self._share())
+
+    def __iter__(self) -> Iterator[CrystalBatch]:
+        start, self._start = self._start, 0
+        for position, batch in enumerate(self.batches(start), start + 1):
+            self._position = position
+            yield batch
+
+    def batches(self, start: int = 0) -> Iterator[CrystalBatch]:
+        """The batches of the current epoch from one of them on; those before it are not built.
+
+        Args:
+            start: number of the first batch.
+
+        Yields:
+            Batches of this process.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crystal-loader") as thread:
+            planned = islice(self._share(), start, None)
+            pending = [thread.submit(self._built, item) for item in islice(planned, 1)]
+            while pending:
+                batch = pending.pop().result()
+                pending += [thread.submit(self._built, item) for item in islice(planned, 1)]
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iteration stands: plain values, the same in all processes.
+
+        Returns:
+            "epoch"; "position", the number of batches handed out in it; and "seed" and "crystals", which tell whether
+            they belong to this loader.
+        """
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "seed": self.seed,
+            "crystals": self.num_crystals,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on where another one stood; after a complete epoch, with the following one.
+
+        Args:
+            state: from :meth:`state_dict` of a loader of the same crystals, seed, budget and number of processes.
+
+        Raises:
+            ValueError: the state is that of other crystals or of another seed.
+        """
+        for name, mine in (("seed", self.seed), ("crystals", self.num_crystals)):
+            if state[name] != mine:
+                raise ValueError(f"the state is of a loader with {name} {state[name]}; this one has {mine}")
+        self.set_epoch(state["epoch"])
+        if state["position"] < len(self):
+            self._position = self._start = state["position"]
+        else:
+            self.set_epoch(state["epoch"] + 1)
+
+    def _built(self, planned: Planned) -> CrystalBatch:
+        with torch.no_grad():
+            return self._build(planned)
+
+    def _share(self) -> list[Planned]:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or not self.shard:
+            return self._plan
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        each = -(-len(self._plan) // size)
+        return [self._plan[i % len(self._plan)] for i in range(rank, each * size, size)]
+
+
+class CrystalLoader(PlannedLoader[Tensor]):
     """Iterate over batches that fill a budget of unique sites, with the edges a model wants.
 
-    Crystals are taken in the shuffled order, without sorting by size: false samples of the kind "other" have to be
-    drawn without bias. The order depends on the seed and the epoch alone. The next batch is built in a thread while
-    one is in use.
+    Crystals are taken in the shuffled order, without sorting by size unless ``bucket`` asks for it: false samples of
+    the kind "other" have to be drawn without bias. The order depends on the seed and the epoch alone. The next batch is
+    built in a thread while one is in use, on the device of the data set (:meth:`CrystalDataset.to`).
 
     With torch.distributed initialised, each process iterates over its share of the batches of the common plan, unless
     ``shard=False``; the first batches are repeated where needed so that all processes have the same number.
@@ -31,6 +151,8 @@ class CrystalLoader:
         shuffle: whether the order changes from epoch to epoch, or is that of the data set.
         targets: labels that become ``y``.
         shard: whether processes share the batches; without, each has all of them (one process evaluates).
+        bucket: put crystals of equal size into one batch, for models that pad to the largest one. Not for Deep
+            InfoMax, whose critics could then tell true from false by the size.
 
     Raises:
         ValueError: an unknown target, an empty data set, or ``batch_sites`` not positive.
@@ -45,6 +167,7 @@ class CrystalLoader:
         shuffle: bool = True,
         targets: Sequence[str] = (),
         shard: bool = True,
+        bucket: bool = False,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set is empty: there is nothing to load")
@@ -55,59 +178,42 @@ class CrystalLoader:
         self.dataset = dataset
         self.graph = graph
         self.batch_sites = batch_sites
-        self.seed = seed
-        self.shuffle = shuffle
         self.targets = tuple(targets)
-        self.shard = shard
-        self.epoch = 0
+        self.bucket = bucket
         self._num_sites = dataset.num_sites.numpy()
-        self._plan = self._make_plan()
+        super().__init__(len(dataset), seed, shuffle, shard)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows.
-
-        Args:
-            epoch: number of the epoch, from 0.
-        """
-        self.epoch = epoch
-        if self.shuffle:
-            self._plan = self._make_plan()
-
-    def __len__(self) -> int:
-        """Number of batches of this process in the current epoch."""
-        return len(self._share())
-
-    def __iter__(self) -> Iterator[CrystalBatch]:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crystal-loader") as thread:
-            rows = iter(self._share())
-            pending = thread.submit(self._build, next(rows))
-            for following in rows:
-                batch = pending.result()
-                pending = thread.submit(self._build, following)
-                yield batch
-            yield pending.result()
-
-    def _build(self, rows: Tensor) -> CrystalBatch:
-        with torch.no_grad():
-            return self.graph(self.dataset.gather(rows, self.targets))
+    def _build(self, planned: Tensor) -> CrystalBatch:
+        return self.graph(self.dataset.gather(planned, self.targets))
 
     def _make_plan(self) -> list[Tensor]:
-        n = len(self.dataset)
         # A seed sequence, not a sum: (seed, epoch) and (seed + 1, epoch - 1) are to differ.
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(n) if self.shuffle else np.arange(n)
-        filled = np.cumsum(self._num_sites[order])
-        plan, start = [], 0
-        while start < n:
-            before = filled[start - 1] if start else 0
-            end = max(start + 1, int(np.searchsorted(filled, before + self.batch_sites, side="right")))
-            plan.append(torch.from_numpy(order[start:end]))
-            start = end
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.num_crystals) if self.shuffle else np.arange(self.num_crystals)
+        if self.bucket:
+            order = order[np.argsort(self._num_sites[order], kind="stable")]
+        plan = fill(order, self._num_sites, self.batch_sites)
+        if self.bucket and self.shuffle:
+            plan = [plan[k] for k in generator.permutation(len(plan))]
         return plan
 
-    def _share(self) -> list[Tensor]:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or not self.shard:
-            return self._plan
-        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        each = -(-len(self._plan) // size)
-        return [self._plan[i % len(self._plan)] for i in range(rank, each * size, size)]
+
+def fill(order: np.ndarray, num_sites: np.ndarray, batch_sites: int) -> list[Tensor]:
+    """Cut a sequence of crystals into batches that are as full as the budget allows.
+
+    Args:
+        order: [n] int64, crystals.
+        num_sites: sites of each crystal.
+        batch_sites: largest number of sites of a batch; a crystal that has more makes a batch of its own.
+
+    Returns:
+        Batches of crystals, [B] int64 each.
+    """
+    filled = np.cumsum(num_sites[order])
+    plan, start = [], 0
+    while start < len(order):
+        before = filled[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(filled, before + batch_sites, side="right")))
+        plan.append(torch.from_numpy(order[start:end]))
+        start = end
+    return plan

@@ -6,6 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from pyg_dim.data.primitive import usable_cells
+from pyg_dim.data.raw import ragged_index
+
 MIN_DISTANCE: Final = 0.5
 """angstrom; sites nearer than this overlap. The shortest bond, in the hydrogen molecule, has 0.74 angstrom."""
 
@@ -13,6 +16,62 @@ _MIN_VOLUME: Final = 1e-6
 """angstrom^3; a smaller cell counts as flat."""
 
 _IMAGES: Final = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
+
+
+_PAIRS: Final = 1_000_000
+"""Pairs of sites that are compared at once."""
+
+
+def overlaps(pos: np.ndarray, cell: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """:func:`overlap` of many crystals at once.
+
+    Where the planes of the lattice are at least twice MIN_DISTANCE apart, as in nearly all crystals, a difference
+    vector shorter than that has fractional coordinates below one half. So the nearest image by rounding is the only one
+    to look at, whatever the angles of the cell.
+
+    Args:
+        pos: [N, 3] float64, Cartesian positions in angstrom, crystal by crystal.
+        cell: [n, 3, 3] float64, lattice vectors as rows, in angstrom.
+        counts: [n] int64, sites of each crystal.
+
+    Returns:
+        [n] float64, shortest distance in angstrom where it is below MIN_DISTANCE; else infinite.
+    """
+    n = len(counts)
+    start = np.cumsum(counts) - counts
+    nearest = np.full(n, np.inf)
+    usable = usable_cells(pos, cell, counts)
+    inverse = np.zeros_like(cell)
+    inverse[usable] = np.linalg.inv(cell[usable])
+    with np.errstate(divide="ignore"):
+        spacing = 1 / np.linalg.norm(inverse, axis=1)
+    plain = usable & (spacing.min(axis=1, initial=np.inf) >= 2 * MIN_DISTANCE) & (counts * counts <= _PAIRS)
+    for k in np.flatnonzero(usable & ~plain).tolist():
+        found = overlap(pos[start[k] : start[k] + counts[k]], cell[k])
+        nearest[k] = np.inf if found is None else found
+
+    chosen = np.flatnonzero(plain)
+    block = np.cumsum(counts[chosen] ** 2) // _PAIRS
+    for rows in np.split(chosen, np.flatnonzero(np.diff(block)) + 1):
+        each = counts[rows]
+        site = ragged_index(start[rows], each)
+        owner = np.repeat(rows, each)
+        fractional = np.einsum("ni,nij->nj", pos[site], inverse[owner])
+        # Every site with those that follow it in its crystal.
+        following = np.repeat(np.cumsum(each), each) - np.arange(len(site)) - 1
+        left = np.repeat(np.arange(len(site)), following)
+        right = ragged_index(np.arange(len(site)) + 1, following)
+        for axis in range(3):
+            along = fractional[left, axis] - fractional[right, axis]
+            along -= np.round(along)
+            near = np.abs(along) * spacing[owner[left], axis] < MIN_DISTANCE
+            left, right = left[near], right[near]
+        difference = fractional[left] - fractional[right]
+        difference -= np.round(difference)
+        distance = np.linalg.norm(np.einsum("ni,nij->nj", difference, cell[owner[left]]), axis=1)
+        np.minimum.at(nearest, owner[left], distance)
+    nearest[nearest >= MIN_DISTANCE] = np.inf
+    return nearest
 
 
 def overlap(pos: np.ndarray, cell: np.ndarray) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,8 +21,14 @@ if TYPE_CHECKING:
     from pyg_dim.data.dataset import CrystalDataset
 
 ID, LATTICE, SPECIES, POSITIONS = "immutable_id", "lattice_vectors", "species_at_sites", "cartesian_site_positions"
-_DEPTHS: Final = {LATTICE: 2, SPECIES: 1, POSITIONS: 2}
+DEPTHS: Final = {LATTICE: 2, SPECIES: 1, POSITIONS: 2}
 """The required columns, and how deep their lists are nested."""
+
+_UNIT: Final = b"unit"
+"""Key of the unit in the metadata of a column."""
+
+IMPORTED: Final = b"pyg_dim"
+"""Key, in the metadata of a file, of what :mod:`pyg_dim.data.importing` says about it."""
 
 
 def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
@@ -62,24 +70,43 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
     ids = _single_array(ids)
 
     report = ImportReport(str(path), table.num_rows)
-    faults = _malformed_rows(table)
+    faults = malformed_rows(table)
     if faults:
         report.left_out = [LeftOut(ids[row].as_py(), reason) for row, reason in sorted(faults.items())]
         keep = np.ones(table.num_rows, dtype=bool)
         keep[list(faults)] = False
         table, ids = table.filter(pa.array(keep)), ids.filter(pa.array(keep))
-    return _decode(table, ids), report
+    return decode(table, ids), report
 
 
-def _read_file(file: Path) -> pa.Table:
-    """The required and the numeric columns of one file."""
+def has_optimade_columns(path: Path) -> bool:
+    """Whether a path is a Parquet file, or a folder of them, that :func:`read_parquet` is for.
+
+    Args:
+        path: anything.
+
+    Returns:
+        False for files of other formats, and for Parquet files with a column of structures instead.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.is_file())
+    if not files:
+        return False
+    with readable(files[0]), pq.ParquetFile(files[0]) as parquet:
+        return set(DEPTHS) <= set(parquet.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turn what damage to a Parquet file raises inside of the block into an error that names the file.
+
+    Args:
+        file: the file that is read in the block.
+
+    Raises:
+        ValueError: the file is damaged or no Parquet file.
+    """
     try:
-        with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            _check_columns(file, schema)
-            wanted = [f.name for f in schema if f.name in (ID, *_DEPTHS) or _is_numeric(f.type)]
-            table = parquet.read(columns=wanted).select(wanted)
-        table.validate(full=True)
+        yield
     except FileNotFoundError:
         raise
     # Damage shows where it is met: in the footer as ArrowInvalid, in a page as OSError, in a name as no UTF-8.
@@ -87,6 +114,29 @@ def _read_file(file: Path) -> pa.Table:
         raise ValueError(
             f"{file} is not a readable Parquet file: {error}; if it is damaged (a copy cut short?), write it anew"
         ) from error
+
+
+def unit_of(column: pa.Field) -> str:
+    """The unit that a column says it has.
+
+    Args:
+        column: column of a Parquet file.
+
+    Returns:
+        The unit; empty where there is none.
+    """
+    return ((column.metadata or {}).get(_UNIT) or b"").decode("utf-8", "replace")
+
+
+def _read_file(file: Path) -> pa.Table:
+    """The required and the numeric columns of one file."""
+    with readable(file):
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            check_columns(file, schema)
+            wanted = [f.name for f in schema if f.name in (ID, *DEPTHS) or is_numeric(f.type)]
+            table = parquet.read(columns=wanted).select(wanted)
+        table.validate(full=True)
     if ID not in wanted:
         return table
     try:
@@ -95,24 +145,41 @@ def _read_file(file: Path) -> pa.Table:
         raise ValueError(f"{file}: column {ID} cannot be taken as text: {error}") from error
 
 
-def _check_columns(file: Path, schema: pa.Schema) -> None:
-    missing = [name for name in _DEPTHS if name not in schema.names]
+def check_columns(file: Path, schema: pa.Schema) -> None:
+    """Refuse a file that lacks a required column, or has one of another type or twice.
+
+    Args:
+        file: the file, for messages.
+        schema: its columns.
+
+    Raises:
+        ValueError: the file is refused; the message says why.
+    """
+    missing = [name for name in DEPTHS if name not in schema.names]
     if missing:
         raise ValueError(
-            f"{file} has no column {', '.join(missing)}; needed are the OPTIMADE columns {', '.join(_DEPTHS)}"
+            f"{file} has no column {', '.join(missing)}; needed are the OPTIMADE columns {', '.join(DEPTHS)}"
         )
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
         raise ValueError(f"{file} has more than one column {', '.join(repeated)}")
-    for name, depth in _DEPTHS.items():
+    for name, depth in DEPTHS.items():
         dtype = schema.field(name).type
         found, value = _nesting(dtype)
-        if found != depth or (name != SPECIES and not _is_numeric(value)):
+        if found != depth or (name != SPECIES and not is_numeric(value)):
             what = "strings" if name == SPECIES else "numbers"
             raise ValueError(f"{file}: column {name} is {dtype}, expected lists of {what} nested {depth} deep")
 
 
-def _is_numeric(dtype: pa.DataType) -> bool:
+def is_numeric(dtype: pa.DataType) -> bool:
+    """Whether a column of this type is a label.
+
+    Args:
+        dtype: type of the column.
+
+    Returns:
+        True for whole, floating-point, decimal and Boolean numbers.
+    """
     types = pa.types
     return types.is_integer(dtype) or types.is_floating(dtype) or types.is_boolean(dtype) or types.is_decimal(dtype)
 
@@ -129,17 +196,24 @@ def _single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _malformed_rows(table: pa.Table) -> dict[int, str]:
-    """Rows whose lists cannot be laid side by side: null at any depth, or vectors that do not have three components."""
+def malformed_rows(table: pa.Table) -> dict[int, str]:
+    """Rows whose lists cannot be laid side by side: null at any depth, or vectors that do not have three components.
+
+    Args:
+        table: the required columns.
+
+    Returns:
+        Row -> what is wrong.
+    """
     faults: dict[int, str] = {}
 
     def mark(rows: np.ndarray, reason: str) -> None:
         for row in rows.tolist():
             faults.setdefault(row, reason)
 
-    for name in _DEPTHS:
+    for name in DEPTHS:
         mark(np.flatnonzero(_bits(pc.is_null(table[name]))), f"{name} missing")
-    for name in _DEPTHS:
+    for name in DEPTHS:
         column = _single_array(table[name])
         inner, parent = pc.list_flatten(column), np.asarray(pc.list_parent_indices(column))
         mark(np.unique(parent[_bits(pc.is_null(inner))]), f"{name} holds a null")
@@ -158,7 +232,17 @@ def _bits(mask: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.asarray(mask, dtype=bool)
 
 
-def _decode(table: pa.Table, ids: pa.Array) -> RawCrystals:
+def decode(table: pa.Table, ids: pa.Array) -> RawCrystals:
+    """Lay the rows of a table side by side.
+
+    Args:
+        table: the required columns, without malformed rows, and labels.
+        ids: identifiers.
+
+    Returns:
+        The crystals, not yet checked.
+    """
+
     def vectors(column: pa.Array) -> np.ndarray:
         return pc.list_flatten(pc.list_flatten(column)).to_numpy(zero_copy_only=False).reshape(-1, 3)
 
@@ -181,8 +265,9 @@ def _decode(table: pa.Table, ids: pa.Array) -> RawCrystals:
             # Not "safe": a whole number beyond 2^53 is rounded, and is no reason to refuse a file.
             f.name: table[f.name].cast(pa.float64(), safe=False).to_numpy()
             for f in table.schema
-            if f.name not in (ID, *_DEPTHS)
+            if f.name not in (ID, *DEPTHS)
         },
+        units={f.name: unit_of(f) for f in table.schema if unit_of(f)},
     )
 
 
@@ -190,24 +275,49 @@ def write_parquet(dataset: CrystalDataset, path: str | Path) -> None:
     """Write a data set in the layout that :func:`read_parquet` reads; missing labels become null.
 
     Args:
-        dataset: crystals to write. Oxidation states are not written.
+        dataset: crystals to write, with the units of their labels. Oxidation states are not written.
         path: file to write; an existing one is replaced once the new one is complete.
     """
-    triple = pa.list_(pa.float64() if dataset.pos.dtype.itemsize == 8 else pa.float32(), 3)
-    offsets = pa.array(dataset.ptr.numpy().astype(np.int32))
-    species = pa.DictionaryArray.from_arrays(pa.array(dataset.z.numpy().astype(np.int8)), pa.array(symbols())).cast(
-        pa.string()
+    counts = dataset.num_sites.numpy()
+    raw = RawCrystals(
+        ids=dataset.ids,
+        species_counts=counts,
+        position_counts=counts,
+        z=dataset.z.numpy(),
+        pos=dataset.pos.numpy(),
+        cell=dataset.cell.numpy(),
+        labels={name: values.numpy() for name, values in dataset.labels.items()},
+        units=dataset.units,
     )
-    positions = pa.FixedSizeListArray.from_arrays(pa.array(dataset.pos.numpy().ravel()), type=triple)
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(dataset.cell.numpy().ravel()), type=triple)
+    target = Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    pq.write_table(table_of(raw), temporary, compression="zstd")
+    os.replace(temporary, target)
+
+
+def table_of(raw: RawCrystals) -> pa.Table:
+    """Crystals as an Arrow table with OPTIMADE column names.
+
+    Args:
+        raw: sound crystals.
+
+    Returns:
+        The table; missing labels are null, and units lie in the metadata of the columns.
+    """
+    triple = pa.list_(pa.float64() if raw.pos.dtype.itemsize == 8 else pa.float32(), 3)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(raw.species_counts)]).astype(np.int32))
+    species = pa.DictionaryArray.from_arrays(pa.array(raw.z.astype(np.int8)), pa.array(symbols())).cast(pa.string())
+    positions = pa.FixedSizeListArray.from_arrays(pa.array(raw.pos.ravel()), type=triple)
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(raw.cell.ravel().astype(raw.pos.dtype)), type=triple)
     columns = {
-        ID: dataset.ids,
+        ID: raw.ids,
         LATTICE: pa.FixedSizeListArray.from_arrays(rows, 3),
         SPECIES: pa.ListArray.from_arrays(offsets, species),
         POSITIONS: pa.ListArray.from_arrays(offsets, positions),
     }
-    columns |= {name: pa.array(values.numpy(), from_pandas=True) for name, values in dataset.labels.items()}
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    pq.write_table(pa.table(columns), temporary, compression="zstd")
-    os.replace(temporary, target)
+    columns |= {name: pa.array(values, from_pandas=True) for name, values in raw.labels.items()}
+    fields = [
+        pa.field(name, column.type, metadata={_UNIT: raw.units[name]} if name in raw.units else None)
+        for name, column in columns.items()
+    ]
+    return pa.table(columns, schema=pa.schema(fields))

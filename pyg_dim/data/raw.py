@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,27 @@ from pyg_dim.data.report import ImportReport, LeftOut
 
 _MIN_VOLUME_PER_SITE = 0.1
 """angstrom^3; the densest solids have some 5 angstrom^3 a site: less is a broken cell."""
+
+
+ALREADY_TAKEN: Final = "identifier already taken"
+"""Why a crystal is left out whose identifier another one has."""
+
+Sites = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Atomic numbers [p] int64, Cartesian positions [p, 3] and cell [3, 3] (rows) in angstrom, of one crystal."""
+
+
+class UnusableCrystalError(Exception):
+    """A crystal that has to be left out.
+
+    Args:
+        reason: the kind of fault.
+        detail: what is particular to this crystal.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
 
 
 @dataclass
@@ -26,6 +48,7 @@ class RawCrystals:
         cell: [n, 3, 3], lattice vectors as rows, in angstrom.
         labels: name -> [n] float64, NaN where missing.
         foreign_symbols: entry of ``z`` -> the symbol that is no known element.
+        units: name of a label -> its unit, where it is known.
     """
 
     ids: pa.Array
@@ -36,6 +59,30 @@ class RawCrystals:
     cell: np.ndarray
     labels: dict[str, np.ndarray]
     foreign_symbols: dict[int, str] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+
+    def select(self, kept: np.ndarray) -> RawCrystals:
+        """Some of the crystals.
+
+        Args:
+            kept: [n] bool; those kept must have as many species as positions, all of them elements.
+
+        Returns:
+            The crystals that are kept, in the same order.
+        """
+        counts = self.species_counts[kept]
+        species_start = np.cumsum(self.species_counts) - self.species_counts
+        position_start = np.cumsum(self.position_counts) - self.position_counts
+        return RawCrystals(
+            ids=self.ids.filter(pa.array(kept)),
+            species_counts=counts,
+            position_counts=counts,
+            z=self.z[ragged_index(species_start[kept], counts)],
+            pos=self.pos[ragged_index(position_start[kept], counts)],
+            cell=self.cell[kept],
+            labels={name: values[kept] for name, values in self.labels.items()},
+            units=self.units,
+        )
 
 
 def ragged_index(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -53,9 +100,7 @@ def ragged_index(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCrystals:
-    """Leave out the crystals that are no usable crystal and enter them into the report.
-
-    Infinite labels become missing ones, with a note.
+    """Leave out the crystals that are no usable crystal, or have an infinite label, and enter them into the report.
 
     Args:
         raw: crystals as read.
@@ -63,14 +108,10 @@ def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCry
         max_sites: largest number of sites.
 
     Returns:
-        The sound crystals, in the same order.
-
-    Raises:
-        ValueError: none is left; the message holds the report.
+        The sound crystals, in the same order; there may be none.
     """
     n = len(raw.ids)
     species_start = np.cumsum(raw.species_counts) - raw.species_counts
-    position_start = np.cumsum(raw.position_counts) - raw.position_counts
     reasons: dict[int, tuple[str, str]] = {}
 
     def mark(mask: np.ndarray, reason: str, detail: dict[int, str] | None = None) -> None:
@@ -101,6 +142,9 @@ def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCry
         f"more than {max_sites} sites",
         dict(enumerate(map(str, raw.species_counts.tolist()))),
     )
+    for name, values in raw.labels.items():
+        infinite = np.flatnonzero(np.isinf(values)).tolist()
+        mark(np.isinf(values), "non-finite label", {row: f"{name} = {values[row]}" for row in infinite})
     sound = np.ones(n, dtype=bool)
     sound[list(reasons)] = False
     # A repeated identifier could not be told apart in tables of results. The first sound crystal keeps it.
@@ -108,28 +152,8 @@ def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCry
     _, first = np.unique(np.asarray(raw.ids.dictionary_encode().indices)[candidates], return_index=True)
     repeated = sound.copy()
     repeated[candidates[first]] = False
-    mark(repeated, "identifier already taken")
+    mark(repeated, ALREADY_TAKEN)
     sound &= ~repeated
 
     report.left_out += [LeftOut(raw.ids[row].as_py(), *reasons[row]) for row in sorted(reasons)]
-    if not sound.any():
-        raise ValueError(f"no usable crystal\n{report}")
-    labels = {}
-    for name, values in raw.labels.items():
-        infinite = np.isinf(values) & sound
-        if infinite.any():
-            report.notes.append(f"label {name}: {infinite.sum()} infinite values treated as missing")
-        labels[name] = np.where(np.isinf(values), np.nan, values)
-    if sound.all():
-        raw.labels = labels
-        return raw
-    counts = raw.species_counts[sound]
-    return RawCrystals(
-        ids=raw.ids.filter(pa.array(sound)),
-        species_counts=counts,
-        position_counts=counts,
-        z=raw.z[ragged_index(species_start[sound], counts)],
-        pos=raw.pos[ragged_index(position_start[sound], counts)],
-        cell=raw.cell[sound],
-        labels={name: values[sound] for name, values in labels.items()},
-    )
+    return raw if sound.all() else raw.select(sound)

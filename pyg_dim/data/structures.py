@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from pyg_dim.data.elements import MAX_Z, atomic_numbers
-from pyg_dim.data.overlap import MIN_DISTANCE, overlap
-from pyg_dim.data.raw import RawCrystals
-from pyg_dim.data.report import ImportReport, LeftOut
-
-_SYMPREC: Final = 1e-3
-"""angstrom; how exactly sites must be repeated for a cell to be reduced to a smaller one."""
+from pyg_dim.data.raw import Sites, UnusableCrystalError
 
 _FULL: Final = 1e-6
 """How far from one an occupancy may be."""
-
-
-class UnusableCrystalError(Exception):
-    """A crystal that has to be left out.
-
-    Args:
-        reason: the kind of fault.
-        detail: what is particular to this crystal.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-
-Sites = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Atomic numbers [p], Cartesian positions [p, 3] and cell [3, 3] of one crystal."""
 
 
 def sites_of(structure: Any) -> Sites:
@@ -58,8 +34,16 @@ def sites_of(structure: Any) -> Sites:
     if hasattr(structure, "get_atomic_numbers"):
         if not all(structure.pbc):
             raise UnusableCrystalError("not periodic in three directions")
+        _require_full_occupancy(structure.info.get("occupancy"))
         return _known(structure.get_atomic_numbers()), structure.get_positions(), np.array(structure.cell)
     raise UnusableCrystalError("neither a pymatgen Structure nor ASE Atoms", type(structure).__name__)
+
+
+def _require_full_occupancy(occupancy: Any) -> None:
+    # What ASE's CIF reader leaves behind: for each kind of site, its elements and their shares.
+    for shares in occupancy.values() if isinstance(occupancy, Mapping) else ():
+        if isinstance(shares, Mapping) and [share for share in shares.values() if abs(share - 1) > _FULL]:
+            raise UnusableCrystalError("partial occupancy", " ".join(f"{k}:{v:g}" for k, v in shares.items()))
 
 
 def _known(numbers: np.ndarray) -> np.ndarray:
@@ -89,88 +73,3 @@ def _sites_of_dictionary(structure: Mapping[str, Any]) -> Sites:
     if cell.shape != (3, 3):
         raise UnusableCrystalError("no pymatgen structure dictionary", f"lattice of shape {cell.shape}")
     return numbers, fractional @ cell, cell
-
-
-def primitive_cell(sites: Sites) -> Sites:
-    """Reduce a cell to the primitive one where it repeats itself; else return it as it is.
-
-    Args:
-        sites: atomic numbers, positions and cell.
-
-    Returns:
-        The same crystal, not rotated, in a cell without inner translations (to 0.001 angstrom; found by spglib).
-    """
-    import spglib
-
-    numbers, pos, cell = sites
-    # An inner translation maps sites onto others of the same element, so it divides the count of each element.
-    if np.gcd.reduce(np.unique(numbers, return_counts=True)[1]) < 2:
-        return sites
-    if not (np.isfinite(pos).all() and np.isfinite(cell).all()) or abs(np.linalg.det(cell)) < _FULL:
-        return sites
-    try:
-        found = spglib.standardize_cell(
-            (cell.tolist(), (pos @ np.linalg.inv(cell)).tolist(), numbers.tolist()),
-            to_primitive=True,
-            no_idealize=True,
-            symprec=_SYMPREC,
-        )
-    except spglib.SpglibError:
-        # Newer versions raise where older ones return None, for example for coinciding sites.
-        found = None
-    if found is None or len(found[2]) >= len(numbers):
-        return sites
-    smaller = np.asarray(found[0], dtype=np.float64)
-    return np.asarray(found[2], dtype=np.int64), np.asarray(found[1], dtype=np.float64) @ smaller, smaller
-
-
-def collect(
-    crystals: Iterable[tuple[str, Any]], labels: Mapping[str, Sequence[float]], report: ImportReport
-) -> RawCrystals:
-    """Lay crystals side by side, in their primitive cells; those that cannot be used enter the report.
-
-    Left out are structures that :func:`sites_of` cannot take, and those with sites nearer than 0.5 angstrom.
-
-    Args:
-        crystals: n pairs of identifier and structure, or the :class:`UnusableCrystalError` that a reader met instead.
-        labels: name -> n values.
-        report: changed in place.
-
-    Returns:
-        The usable crystals.
-
-    Raises:
-        ValueError: there is none; the message holds the report.
-    """
-    ids, kept, found, reduced = [], [], [], 0
-    for row, (name, structure) in enumerate(crystals):
-        report.num_read += 1
-        try:
-            if isinstance(structure, UnusableCrystalError):
-                raise structure
-            sites = sites_of(structure)
-            primitive = primitive_cell(sites)
-            distance = overlap(*primitive[1:])
-            if distance is not None:
-                raise UnusableCrystalError(f"sites nearer than {MIN_DISTANCE} Å", f"{distance:.3f} Å")
-        except UnusableCrystalError as fault:
-            report.left_out.append(LeftOut(name, fault.reason, fault.detail))
-            continue
-        reduced += primitive is not sites
-        ids.append(name)
-        kept.append(row)
-        found.append(primitive)
-    if not found:
-        raise ValueError(f"no usable crystal\n{report}")
-    if reduced:
-        report.notes.append(f"{reduced} cells reduced to the primitive cell")
-    counts = np.array([len(z) for z, _, _ in found], dtype=np.int64)
-    return RawCrystals(
-        ids=pa.array(ids, pa.string()),
-        species_counts=counts,
-        position_counts=counts,
-        z=np.concatenate([z for z, _, _ in found]),
-        pos=np.concatenate([pos for _, pos, _ in found]),
-        cell=np.stack([cell for _, _, cell in found]),
-        labels={name: np.asarray(values, dtype=np.float64)[kept] for name, values in labels.items()},
-    )

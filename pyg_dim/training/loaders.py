@@ -32,10 +32,9 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[CrystalBatch]:
         skip, self._skip = self._skip, 0
-        for position, batch in enumerate(self.loader):
-            if position >= skip:
-                self._position = position + 1
-                yield batch
+        for position, batch in enumerate(self.loader.batches(skip), skip + 1):
+            self._position = position
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches handed out in it."""

@@ -61,9 +61,12 @@ class TrainOptions:
     lr: Annotated[float, "learning rate of AdamW"] = 1e-4
     weight_decay: Annotated[float, "weight decay of AdamW"] = 1e-4
     seed: Annotated[int, "seed of parameters, split, batches, false samples and noise"] = 0
-    val_fraction: Annotated[
-        float, "share of the crystals kept for validation, whole formulas at a time; 0 for none"
-    ] = 0.1
+    val_fraction: Annotated[float, "share of the crystals kept for validation; 0 for none"] = 0.1
+    split: Annotated[
+        str,
+        "what stays on one side of the split: formula, chemical_system, or nothing (random); matbench:K for the "
+        "official fold K (0 to 4) as validation part; or a .json file of index sets with train and val",
+    ] = "formula"
     limit: Annotated[int | None, "use this many crystals of the data, drawn at random with the seed"] = None
     max_sites: Annotated[int, "crystals with more sites in their primitive cell are left out, and counted"] = 50
     oxidation: Annotated[Literal["zero", "guess"], "oxidation state of sites: zero, or guessed from the formula"] = (

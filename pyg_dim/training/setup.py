@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyg_dim import models
-from pyg_dim.data import CrystalDataset, load_dataset, split
+from pyg_dim.data import CrystalDataset, load_dataset
+from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
 from pyg_dim.training.checkpoints import load_encoder_state, read_checkpoint
@@ -68,7 +69,7 @@ def prepare_data(options: TrainOptions) -> RunData:
     """Read the crystals of a run and split them.
 
     Args:
-        options: data, target, limit, max_sites, oxidation, precision, val_fraction and seed.
+        options: data, target, limit, max_sites, oxidation, precision, split, val_fraction and seed.
 
     Returns:
         The crystals; for the supervised objective those with at least one label of the targets.
@@ -76,7 +77,7 @@ def prepare_data(options: TrainOptions) -> RunData:
     Raises:
         FileNotFoundError: no such data.
         ValueError: data of an unknown kind or without a usable crystal, an unknown target (the message lists the
-            columns there are), or a target without labels.
+            columns there are), a target without labels, or a split that does not fit the data.
     """
     dtype = torch.float64 if options.precision == "64" else torch.float32
     dataset = load_dataset(options.data, max_sites=options.max_sites, oxidation=options.oxidation, dtype=dtype)
@@ -84,18 +85,26 @@ def prepare_data(options: TrainOptions) -> RunData:
     for name, label in zip(options.targets, labels, strict=True):
         if not label.isfinite().any():
             _logger.warning("%s has no value of %s: it cannot be probed", options.data, name)
+    kept = torch.arange(len(dataset))
     if options.objective == "supervised":
         known = torch.stack(labels, dim=1).isfinite().any(dim=1)
         if not known.any():
             raise ValueError(f"{options.data} has no crystal with a label in {', '.join(options.targets)}")
         if not known.all():
             _logger.info("%d crystals without a label of %s are left out", int((~known).sum()), options.targets)
-            dataset = dataset.subset(known.nonzero()[:, 0])
-    if options.limit is not None and options.limit < len(dataset):
+            kept = known.nonzero()[:, 0]
+    if options.limit is not None and options.limit < kept.numel():
         generator = torch.Generator().manual_seed(options.seed)
-        chosen = torch.randperm(len(dataset), generator=generator)[: options.limit]
-        dataset = dataset.subset(chosen.sort().values)
-    train, val = split(dataset, options.val_fraction, options.seed)
+        kept = kept[torch.randperm(kept.numel(), generator=generator)[: options.limit].sort().values]
+    whole, dataset = dataset, dataset if kept.numel() == len(dataset) else dataset.subset(kept)
+    if options.split in SPLIT_RULES:
+        return RunData(dataset, *split(dataset, options.val_fraction, options.seed, options.split))  # type: ignore[arg-type]
+    # Parts that were laid down for all crystals: of each, those that are kept.
+    place = torch.full((len(whole),), -1).index_copy(0, kept, torch.arange(kept.numel()))
+    train, val = (place[part] for part in given_parts(whole, options.split))
+    train, val = train[train >= 0], val[val >= 0]
+    if not train.numel():
+        raise ValueError(f"--split {options.split} leaves no crystal to train on")
     return RunData(dataset, train, val)
 
 

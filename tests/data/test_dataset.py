@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
-from pyg_dim.data import CrystalBatch, CrystalDataset
+from pyg_dim.data import CrystalBatch, CrystalDataset, DenseSupercell, NearestNeighbors, RadiusGraph
 from pyg_dim.data.elements import site_features
 
 
@@ -69,7 +71,7 @@ def test_structures_in_memory():
     assert [dataset.formula(row) for row in (0, 1)] == ["NaCl", "CsCl"]
     assert dataset.pos.dtype == dataset.cell.dtype == torch.float32
     assert dataset.report.counts() == {"not periodic in three directions": 1}
-    assert "1 cells reduced to the primitive cell" in dataset.report.notes
+    assert "1 cells reduced to the primitive cell" in dataset.report.all_notes()
     torch.testing.assert_close(torch.linalg.det(dataset.cell[0]).abs(), torch.tensor(5.6**3 / 4))
     torch.testing.assert_close(dataset.target("gap"), torch.tensor([5.0, np.nan], dtype=torch.float64), equal_nan=True)
 
@@ -84,3 +86,67 @@ def test_oxidation_must_be_a_known_choice(lay_out):
 
     with pytest.raises(ValueError, match="'zero' or 'guess', not 'magic'"):
         CrystalDataset.from_raw(lay_out([([1], [[0.0] * 3], 3 * np.eye(3))]), ImportReport("t", 1), oxidation="magic")
+
+
+def test_one_crystal_is_a_pyg_data_object(dataset):
+    crystal = dataset[3]
+    assert isinstance(crystal, Data)
+    assert (crystal.num_nodes, crystal.id, crystal.row.tolist(), crystal.max_sites) == (4, "c3", [3], 4)
+    batch = dataset.gather(torch.tensor([3]), ["energy", "gap"])
+    for key in ("z", "x", "oxidation", "pos", "cell", "y"):
+        torch.testing.assert_close(crystal[key], batch[key], rtol=0, atol=0, equal_nan=True)
+    assert crystal.cell.shape == (1, 3, 3)
+    assert set(crystal.keys()) == {"z", "x", "oxidation", "pos", "cell", "y", "row", "id"}
+    assert dataset[-1].id == "c11"
+    assert [one.id for one in dataset] == dataset.ids.to_pylist()
+    for row in (12, -13):
+        with pytest.raises(IndexError, match="of a data set of 12 crystals"):
+            dataset[row]
+
+
+@pytest.mark.parametrize("graph", [DenseSupercell(12), NearestNeighbors(6), RadiusGraph(4.0)], ids=repr)
+@pytest.mark.parametrize("as_transform", [False, True])
+def test_batches_of_pygs_loader_are_understood(dataset, graph, as_transform):
+    """With edges from the graph applied to the batch, or to each crystal as a transform."""
+    rows = [7, 0, 3]
+    crystals = [graph(dataset[row]) if as_transform else dataset[row] for row in rows]
+    (batch,) = DataLoader(crystals, batch_size=3)
+    if not as_transform:
+        batch = graph(batch)
+    expected = graph(dataset.gather(torch.tensor(rows), ["energy", "gap"]))
+    assert (batch.num_graphs, batch.max_sites) == (expected.num_graphs, expected.max_sites) == (3, 8)
+    assert batch.id == ["c7", "c0", "c3"]
+    for key in set(expected.keys()) - {"max_sites"}:
+        torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["sitenet", "cgcnn"])
+def test_batches_of_pygs_loader_train_an_encoder(dataset, name):
+    from pyg_dim.models import build
+    from pyg_dim.objectives.deep_infomax import DeepInfoMax
+
+    objective = DeepInfoMax(build(name).double(), kinds=("other", "composition", "polymorph", "permutation"))
+    (batch,) = DataLoader(dataset, batch_size=12)
+    ours = objective.encoder.graph(dataset.gather(torch.arange(12)))
+    theirs = objective.encoder.graph(batch)
+    losses = []
+    for one in (ours, theirs):
+        torch.manual_seed(0)
+        losses.append(objective(one)["total"])
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-9)
+
+
+def test_to_a_device_shares_what_is_there(dataset):
+    moved = dataset.to("cpu")
+    assert moved is not dataset
+    assert moved.pos is dataset.pos
+    assert moved.labels.keys() == dataset.labels.keys()
+
+
+def test_labels_are_replaced_in_a_new_data_set(dataset):
+    more = dataset.with_labels({"gap": torch.ones(12), "new": torch.zeros(12)})
+    assert list(more.labels) == ["energy", "gap", "new"]
+    assert more.target("gap").tolist() == [1] * 12
+    assert dataset.target("gap").isnan().any()
+    with pytest.raises(ValueError, match=r"label 'new' has shape \[3\] for 12 crystals"):
+        dataset.with_labels({"new": torch.zeros(3)})

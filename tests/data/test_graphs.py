@@ -1,12 +1,13 @@
 import gzip
 import json
+from copy import copy
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors
+from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
 from pyg_dim.data.neighbors import neighbors_within
 from pyg_dim.data.supercell import nearly_cubic
 
@@ -165,7 +166,7 @@ def test_limit_on_sites(dataset):
 
 def test_nearest_neighbours_are_the_first_of_all(dataset):
     batch = NearestNeighbors(5, 8.0)(dataset.gather(torch.arange(len(dataset))))
-    every = neighbors_within(batch.pos, batch.cell, batch.ptr, 8.0)
+    every = neighbors_within(batch.pos, batch.cell, batch.ptr, 8.0, batch.z)
     source, target = batch.edge_index
     assert torch.bincount(target).tolist() == [5] * batch.num_nodes
     assert (target.diff() >= 0).all()
@@ -202,9 +203,42 @@ def test_nearest_neighbours_keep_the_type_of_the_positions(make_dataset, random_
 
 
 def test_nearest_neighbours_check_their_arguments():
-    assert repr(NearestNeighbors(6, 5.0, True)) == "NearestNeighbors(k=6, cutoff=5.0, pad=True)"
+    assert repr(NearestNeighbors(6, 5.0, True)) == "NearestNeighbors(k=6, cutoff=5.0, pad=True, ties=False)"
     with pytest.raises(ValueError, match="k must be at least 1, not 0"):
         NearestNeighbors(0)
     for cutoff in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="cutoff must be a positive length"):
             NearestNeighbors(cutoff=cutoff)
+        with pytest.raises(ValueError, match="cutoff must be a positive length"):
+            RadiusGraph(cutoff)
+    with pytest.raises(ValueError, match="pad gives every site k edges and ties gives some of them more"):
+        NearestNeighbors(pad=True, ties=True)
+
+
+def test_the_radius_graph_has_all_neighbours(dataset):
+    batch = RadiusGraph(4.5)(dataset.gather(torch.arange(len(dataset))))
+    every = neighbors_within(batch.pos, batch.cell, batch.ptr, 4.5, batch.z)
+    assert batch.edge_index.equal(torch.stack([every.source, every.target]))
+    assert batch.edge_shift.equal(every.shift)
+    assert batch.edge_dist.equal(every.distance)
+    assert batch.edge_dist.numel() > 500
+    assert repr(RadiusGraph(4.5)) == "RadiusGraph(cutoff=4.5)"
+
+
+def test_ties_are_kept_whole_on_request(make_dataset):
+    """Simple cubic: shells of 6, 12 and 8."""
+    batch = make_dataset([([11], np.zeros((1, 3)), 3 * np.eye(3))]).gather(torch.tensor([0]))
+    assert [NearestNeighbors(k)(batch).edge_dist.numel() for k in (1, 6, 7, 19)] == [1, 6, 7, 19]
+    assert [NearestNeighbors(k, ties=True)(batch).edge_dist.numel() for k in (1, 6, 7, 19)] == [6, 6, 18, 26]
+
+
+@pytest.mark.parametrize(
+    "graph", [DenseSupercell(), RadiusGraph(4.0), NearestNeighbors(5), NearestNeighbors(5, pad=True)]
+)
+def test_a_crystal_without_ptr_is_a_batch_of_one(dataset, graph):
+    batch = dataset.gather(torch.tensor([4]))
+    alone = copy(batch)
+    del alone["ptr"], alone["batch"]
+    batch, alone = graph(batch), graph(alone)
+    assert all(batch[key].equal(alone[key]) for key in ("edge_index", "edge_shift", "edge_dist"))
+    assert "ptr" not in alone

@@ -36,9 +36,9 @@ def test_a_wrong_source_is_an_error_that_says_what_to_do(tmp_path):
         load_dataset(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no CIF file"):
         load_dataset(tmp_path)
-    (tmp_path / "x.xyz").write_text("")
-    with pytest.raises(ValueError, match=r"x\.xyz: unknown format; known are \.parquet"):
-        load_dataset(tmp_path / "x.xyz")
+    (tmp_path / "x.pdb").write_text("")
+    with pytest.raises(ValueError, match=r"x\.pdb: unknown format; known are \.cif"):
+        load_dataset(tmp_path / "x.pdb")
 
 
 def test_reading_parquet_needs_no_structure_library(tmp_path, dataset):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim.data import CrystalLoader, DenseSupercell
+from pyg_dim.data import CrystalLoader, DenseSupercell, NearestNeighbors, RadiusGraph
 
 
 @pytest.fixture
@@ -97,3 +97,68 @@ def test_bad_arguments(crystals):
         CrystalLoader(crystals, DenseSupercell(), batch_sites=0)
     with pytest.raises(ValueError, match="empty"):
         CrystalLoader(crystals.subset(torch.tensor([], dtype=torch.long)), DenseSupercell())
+
+
+def test_buckets_hold_crystals_of_like_size_and_drop_none(crystals):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, bucket=True)
+    batches = list(loader)
+    assert sorted(itertools.chain.from_iterable(batch.row.tolist() for batch in batches)) == list(range(60))
+    spans = sorted((int(batch.ptr.diff().min()), int(batch.ptr.diff().max())) for batch in batches)
+    # One after the other, sizes do not overlap.
+    assert all(most <= least for (_, most), (least, _) in itertools.pairwise(spans))
+    first = [int(batch.ptr.diff().min()) for batch in batches]
+    assert first != sorted(first)
+    loader.set_epoch(1)
+    assert rows_of(loader) != [batch.row.tolist() for batch in batches]
+    in_order = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, shuffle=False, bucket=True)
+    sizes = torch.cat([batch.ptr.diff() for batch in in_order])
+    assert (sizes.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"bucket": True}, {"shuffle": False}])
+def test_it_goes_on_where_it_was_left(crystals, options):
+    def make(seed=3):
+        return CrystalLoader(crystals, DenseSupercell(), batch_sites=40, seed=seed, **options)
+
+    loader = make()
+    loader.set_epoch(2)
+    whole = rows_of(loader)
+    loader.set_epoch(2)
+    first = [batch.row.tolist() for batch in itertools.islice(loader, 3)]
+    state = loader.state_dict()
+    assert state == {"epoch": 2, "position": 3, "seed": 3, "crystals": 60}
+    rest = make()
+    rest.load_state_dict(state)
+    assert rest.state_dict() == state
+    assert first + rows_of(rest) == whole
+    assert rest.state_dict()["position"] == len(whole)
+    # The one after that is whole again; a complete epoch is followed by the next.
+    assert rows_of(rest) == whole
+    following = make()
+    following.load_state_dict(rest.state_dict())
+    assert following.state_dict() == {"epoch": 3, "position": 0, "seed": 3, "crystals": 60}
+    loader.set_epoch(3)
+    assert rows_of(following) == rows_of(loader)
+    with pytest.raises(ValueError, match="a loader with seed 3; this one has 4"):
+        make(4).load_state_dict(state)
+
+
+def test_batches_that_are_passed_over_are_not_built(crystals):
+    built = []
+    loader = CrystalLoader(crystals, lambda batch: built.append(batch.row) or batch, batch_sites=40)
+    rest = [batch.row.tolist() for batch in loader.batches(4)]
+    assert [rows.tolist() for rows in built] == rest
+    assert len(rest) == len(loader) - 4
+    assert list(loader.batches(len(loader))) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graph", [DenseSupercell(), NearestNeighbors(8), RadiusGraph(4.0)], ids=repr)
+def test_batches_of_a_data_set_on_the_device(crystals, graph):
+    there = CrystalLoader(crystals.to("cuda"), graph, batch_sites=40, targets=["energy"])
+    here = CrystalLoader(crystals, graph, batch_sites=40, targets=["energy"])
+    for mine, theirs in zip(there, here, strict=True):
+        for key, value in theirs.to_dict().items():
+            if isinstance(value, torch.Tensor):
+                assert mine[key].is_cuda
+                torch.testing.assert_close(mine[key].cpu(), value, rtol=0, atol=1e-9)

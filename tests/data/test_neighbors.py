@@ -52,6 +52,11 @@ def reference(pos, cell, ptr, cutoff):
     return sorted(rows)
 
 
+def first(found, k, num_sites):
+    """The first k rows of every target."""
+    return found[(neighbors.target_places(found.target, num_sites) < k).nonzero()[:, 0]]
+
+
 def agree(ours, theirs):
     assert [key for key, _ in ours] == [key for key, _ in theirs]
     np.testing.assert_allclose([d for _, d in ours], [d for _, d in theirs], rtol=0, atol=1e-9)
@@ -95,10 +100,73 @@ def test_rows_are_sorted_by_target_then_distance(crystals):
     step, same = found.target.diff(), found.target.diff() == 0
     assert (step >= 0).all()
     assert (found.distance.diff()[same] >= -neighbors.TIE).all()
-    # Neighbours at equal distance come in the order of their sites.
+    # Neighbours at equal distance come in the order of their sites, then of their images.
     tie = same & (found.distance.diff().abs() < 1e-10)
     assert tie.sum() > 100
     assert (found.source.diff()[tie] >= 0).all()
+    keys = [(j, *n) for j, n in zip(found.source.tolist(), found.shift.tolist(), strict=True)]
+    assert all(keys[row] < keys[row + 1] for row in tie.nonzero()[:, 0].tolist())
+
+
+def test_equal_neighbours_are_chosen_by_species_then_index_then_image(random_rotation):
+    """The cubic cell of fcc with one site of another species; positions in single precision."""
+    cell = 4.1 * np.eye(3)
+    pos = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) @ cell
+    z = torch.tensor([29, 79, 29, 13])
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for rotation in (random_rotation(rng) for _ in range(20)):
+        arrays = packed([((pos + rng.normal(size=3)) @ rotation, cell @ rotation)])
+        found = nearest_neighbors(arrays[0].float(), arrays[1].float(), arrays[2], 6, 7.0, z)
+        assert z[found.source].tolist() == [13] * 4 + [29] * 2 + [13] * 4 + [29] * 2 + [13] * 4 + [29] * 2 + [29] * 6
+        assert found.source[18:].tolist() == [0, 0, 0, 0, 2, 2]
+        chosen.add(str(found.shift.tolist()))
+    assert len(chosen) == 1
+
+
+def test_whole_shells_are_kept_on_request(symmetric_crystal):
+    z, pos, cell = symmetric_crystal
+    crystals = packed([(pos, cell)])
+    every = neighbors_within(*crystals, 9.0, torch.from_numpy(z))
+    for k in range(1, 30):
+        found = nearest_neighbors(*crystals, k, 7.0, torch.from_numpy(z), ties=True)
+        for site in range(2):
+            length = every.distance[every.target == site]
+            expected = length[(length < length[k - 1] + 1e-7) & (length < 7.0 + 1e-7)]
+            torch.testing.assert_close(found.distance[found.target == site], expected, rtol=0, atol=1e-9)
+
+
+def test_sites_that_nearly_touch_are_neighbours():
+    found = neighbors_within(*packed([(np.array([[0.0, 0, 0], [0, 0, 1e-3]]), 9 * np.eye(3))]), 2.0)
+    assert found.source.tolist() == [1, 0]
+    torch.testing.assert_close(found.distance, torch.full((2,), 1e-3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_sites_far_outside_of_the_cell(crystals):
+    pos, cell, ptr = crystals
+    rng = np.random.default_rng(0)
+    crystal = torch.repeat_interleave(ptr.diff())
+    image = torch.from_numpy(rng.integers(-40, 41, (len(pos), 3))).double()
+    far = pos + (image[:, None] @ cell[crystal])[:, 0]
+    before, after = neighbors_within(pos, cell, ptr, 4.0), neighbors_within(far, cell, ptr, 4.0)
+    after.shift.add_((image[after.source] - image[after.target]).long())
+    assert [key for key, _ in listed(before)] == [key for key, _ in listed(after)]
+
+
+def test_neighbours_are_those_of_vesin(crystals):
+    vesin = pytest.importorskip("vesin", reason="needs vesin: pip install -e '.[test]'")
+    pos, cell, ptr = crystals
+    rows = []
+    for crystal, matrix in enumerate(cell.numpy()):
+        first, end = int(ptr[crystal]), int(ptr[crystal + 1])
+        i, j, image, length = vesin.NeighborList(cutoff=4.4, full_list=True).compute(
+            points=pos[first:end].numpy(), box=matrix, periodic=True, quantities="ijSd"
+        )
+        rows += [
+            ((int(a) + first, int(b) + first, *map(int, n)), float(d))
+            for a, b, n, d in zip(i, j, image, length, strict=True)
+        ]
+    agree(listed(neighbors_within(*crystals, 4.4)), sorted(rows))
 
 
 @pytest.mark.parametrize("limit", [1, 300, 20_000])
@@ -114,7 +182,7 @@ def test_looking_at_few_candidates_at_a_time_changes_nothing(crystals, monkeypat
 @pytest.mark.parametrize(("k", "cutoff"), [(1, 8.0), (12, 8.0), (12, 3.4), (40, 6.0)])
 def test_the_nearest_are_the_first_of_all_within_the_cutoff(crystals, monkeypatch, first_count, k, cutoff):
     every = neighbors_within(*crystals, cutoff)
-    expected = every[neighbors.target_places(every.target, crystals[0].size(0)) < k]
+    expected = first(every, k, crystals[0].size(0))
     monkeypatch.setattr(neighbors, "_FIRST_COUNT", first_count)
     found = nearest_neighbors(*crystals, k, cutoff)
     assert all(
@@ -129,7 +197,7 @@ def test_the_nearest_of_symmetric_crystals(symmetric_crystal):
     every = neighbors_within(*crystals, 7.0)
     for k in range(1, 30):
         found = nearest_neighbors(*crystals, k, 7.0)
-        expected = every[neighbors.target_places(every.target, 2) < k]
+        expected = first(every, k, 2)
         assert found.source.equal(expected.source)
         assert found.shift.equal(expected.shift)
 
@@ -186,3 +254,14 @@ def test_single_precision_positions_are_searched_in_double(crystals):
     expected = neighbors_within(pos.float().double(), cell.float().double(), ptr, 4.0)
     assert found.distance.dtype == torch.float64
     assert found.distance.equal(expected.distance)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_shell_that_the_first_sphere_cuts_is_found_whole(monkeypatch, ties):
+    """Simple cubic, its six nearest neighbours apart by a little: the first sphere holds but four of them."""
+    cell = np.diag([3.0, 3.000004, 3.000008])
+    cell[2, 0] = 1e-5
+    monkeypatch.setattr(neighbors, "_FIRST_COUNT", (3.000004 - 0.9e-5) ** 3 / (0.75 / np.pi * 3 * np.linalg.det(cell)))
+    found = nearest_neighbors(*packed([(np.zeros((1, 3)), cell)]), 3, 8.0, ties=ties)
+    shifts = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert found.shift.tolist() == (shifts if ties else shifts[:3])

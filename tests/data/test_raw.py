@@ -74,12 +74,16 @@ def test_first_sound_crystal_keeps_a_repeated_identifier(lay_out):
     assert report.counts() == {"the cell has less than 0.1 cubic angstrom a site": 1, "identifier already taken": 1}
 
 
-def test_infinite_labels_are_missing_and_reported(lay_out):
+def test_infinite_labels_are_damage_and_missing_ones_are_not(lay_out):
     kept, report = check(lay_out, [GOOD] * 4, labels={"gap": np.array([1.0, np.inf, np.nan, -np.inf])})
-    np.testing.assert_array_equal(kept.labels["gap"], [1.0, np.nan, np.nan, np.nan])
-    assert report.notes == ["label gap: 2 infinite values treated as missing"]
+    np.testing.assert_array_equal(kept.labels["gap"], [1.0, np.nan])
+    assert [(item.reason, str(item)) for item in report.left_out] == [
+        ("non-finite label", "c1 (gap = inf)"),
+        ("non-finite label", "c3 (gap = -inf)"),
+    ]
 
 
-def test_nothing_left_is_an_error_with_the_report(lay_out):
-    with pytest.raises(ValueError, match=r"(?s)no usable crystal.*more than 1 sites: 2"):
-        check(lay_out, [GOOD, GOOD], max_sites=1)
+def test_nothing_may_be_left(lay_out):
+    kept, report = check(lay_out, [GOOD, GOOD], max_sites=1)
+    assert len(kept.ids) == len(kept.z) == len(kept.cell) == 0
+    assert report.counts() == {"more than 1 sites": 2}

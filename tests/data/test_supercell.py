@@ -1,7 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
+from pyg_dim.data import DenseSupercell, load_dataset
 from pyg_dim.data.supercell import nearly_cubic
 
 
@@ -75,3 +78,59 @@ def test_rotation_chooses_the_same_supercell(symmetric_crystal, random_rotation)
             assert build(cell @ random_rotation(rng), num_sites).tolist() == expected
         # Single precision of the input is noise as well.
         assert build((cell @ random_rotation(rng)).astype(np.float32), num_sites).tolist() == expected
+
+
+def check_distances(dataset, rows, tolerance):
+    """Each pair of the dense graph against pymatgen's distances in the same supercell; True for each skewed cell."""
+    from pymatgen.core import Lattice, Structure
+
+    batch = DenseSupercell()(dataset.gather(rows))
+    supercells = nearly_cubic(batch.cell, batch.ptr.diff(), 50)
+    width = torch.bincount(batch.edge_index[1]).tolist()
+    lengths = batch.edge_dist.double().split(width)
+    beyond = 0
+    for crystal in range(batch.num_graphs):
+        sites = slice(int(batch.ptr[crystal]), int(batch.ptr[crystal + 1]))
+        structure = Structure(
+            Lattice(batch.cell[crystal].double().numpy()),
+            batch.z[sites].tolist(),
+            batch.pos[sites].double().numpy(),
+            coords_are_cartesian=True,
+        )
+        structure.make_supercell(supercells[crystal].tolist(), to_unit_cell=False)
+        images = int(supercells[crystal].diagonal().prod())
+        reference = structure.distance_matrix[::images].reshape(len(lengths[sites]), -1, images)
+        # Columns of one source site are its images, here and there in any order.
+        ours = torch.stack(lengths[sites]).view(reference.shape).sort(dim=2).values
+        np.testing.assert_allclose(ours, np.sort(reference, axis=2), rtol=0, atol=tolerance)
+        beyond += naive_rule_fails(structure, reference, images)
+    return beyond
+
+
+def naive_rule_fails(structure, reference, images):
+    """Whether the nearest of the 27 images around a wrapped difference is not always the nearest image."""
+    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    difference = structure.frac_coords[None] - structure.frac_coords[::images, None]
+    wrapped = difference - np.round(difference)
+    naive = np.linalg.norm((wrapped[:, :, None] + shifts) @ structure.lattice.matrix, axis=3).min(2)
+    return bool((naive.reshape(reference.shape) > reference + 1e-6).any())
+
+
+def test_distances_of_real_cells_are_those_of_pymatgen(shared):
+    dataset = load_dataset(shared("data/mp36k.parquet"))
+    rows = np.random.default_rng(0).choice(len(dataset), 500, replace=False)
+    check_distances(dataset, torch.from_numpy(np.sort(rows)), 1e-5)
+
+
+def test_distances_of_very_skewed_cells_are_those_of_pymatgen(make_dataset):
+    """Cells written with long, nearly parallel vectors, too large to be repeated: the supercell is as skewed."""
+    rng = np.random.default_rng(0)
+    crystals = []
+    for shear in (
+        [[1, 0, 0], [6, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [7, 1, 0], [-5, 9, 1]],
+        [[1, 4, 0], [0, 1, 0], [3, 9, 1]],
+    ):
+        cell = np.array(shear) @ np.diag([6.0, 7.1, 6.5])
+        crystals.append((rng.choice([3, 8, 26], 26), rng.uniform(0, 1, (26, 3)) @ cell, cell))
+    assert check_distances(make_dataset(crystals), torch.arange(3), 1e-9) == 3

@@ -338,7 +338,7 @@ def test_default_lengths(graph_of) -> None:
     assert (out.crystal.shape, out.hidden.shape, out.site.shape) == ((2, 128), (2, 64), (5, 64))
     assert len(model.convolutions) == 3
     assert model.gaussians == 41
-    assert repr(model.graph) == "NearestNeighbors(k=12, cutoff=8.0, pad=False)"
+    assert repr(model.graph) == "NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=False)"
     assert model.channels == 128
 
 

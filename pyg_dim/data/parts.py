@@ -1,0 +1,153 @@
+"""Parts of an import: files beside its result, each written whole by one of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pyg_dim.data.collect import ImportOptions, collect
+from pyg_dim.data.parquet import table_of
+from pyg_dim.data.report import ImportReport, LeftOut, NotNumbers
+from pyg_dim.data.sources.base import Entry
+
+_PLAN: Final = "plan.json"
+_REPORT: Final = b"pyg_dim_part"
+
+
+class Parts:
+    """The parts of one import.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, plan: dict[str, Any], resume: bool, discard: bool) -> None:
+        """Make the folder, or go on with one that is there.
+
+        Args:
+            plan: what the parts follow from: the sources and the options.
+            resume: whether to go on with parts that are there.
+            discard: whether to start anew although there are some.
+
+        Raises:
+            ValueError: there are parts, and nothing was said about them; or those to go on with have another plan, and
+                the message says what differs.
+        """
+        text = json.dumps(plan, sort_keys=True, indent=1)
+        known = self.folder / _PLAN
+        if not self.folder.exists():
+            self.folder.mkdir()
+        elif resume:
+            self._require_same(text)
+        elif discard:
+            self.remove()
+            self.folder.mkdir(exist_ok=True)
+        else:
+            raise ValueError(
+                f"an import that was stopped left its parts in {self.folder}: --resume goes on with them, --overwrite "
+                "discards them"
+            )
+        _write(known, text.encode())
+
+    def _require_same(self, text: str) -> None:
+        try:
+            before = json.loads((self.folder / _PLAN).read_bytes())
+        except (OSError, ValueError):
+            before = {}
+        now = json.loads(text)
+        differs = [key for key in now if before.get(key) != now[key]]
+        if differs:
+            raise ValueError(
+                f"the parts in {self.folder} are of another import ({', '.join(differs)} changed since); --overwrite "
+                "instead of --resume discards them"
+            )
+
+    def path(self, number: int) -> Path:
+        """The file of a part.
+
+        Args:
+            number: counted from zero.
+
+        Returns:
+            Its path.
+        """
+        return self.folder / f"part-{number:06d}.parquet"
+
+    def is_done(self, number: int) -> bool:
+        """Whether a part is there and whole; its checksums are verified.
+
+        Args:
+            number: counted from zero.
+
+        Returns:
+            False for a part that has to be made.
+        """
+        if not self.path(number).exists():
+            return False
+        try:
+            self.read(number)
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            return False
+        return True
+
+    def read(self, number: int) -> tuple[pa.Table, ImportReport]:
+        """The crystals of a part, and its report.
+
+        Args:
+            number: counted from zero.
+
+        Returns:
+            The table and the report.
+        """
+        table = pq.read_table(self.path(number), page_checksum_verification=True)
+        return table, _report_from(table.schema.metadata[_REPORT])
+
+    def remove(self) -> None:
+        """Delete the parts, and the folder if nothing else lies in it."""
+        for pattern in ("part-*.parquet", "part-*.parquet.tmp", _PLAN, f"{_PLAN}.tmp"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def make_part(entries: list[Entry], options: ImportOptions, path: Path) -> int:
+    """Read and check some crystals and write them with their report.
+
+    Args:
+        entries: the crystals.
+        options: what is done to them.
+        path: file to write.
+
+    Returns:
+        Number of entries.
+    """
+    report = ImportReport("")
+    table = table_of(collect(entries, options, report))
+    table = table.replace_schema_metadata({_REPORT: json.dumps(asdict(report))})
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary, compression="zstd", compression_level=1, write_page_checksum=True)
+    os.replace(temporary, path)
+    return len(entries)
+
+
+def _report_from(text: bytes) -> ImportReport:
+    fields = json.loads(text)
+    fields["left_out"] = [LeftOut(**item) for item in fields["left_out"]]
+    fields["not_numbers"] = {name: NotNumbers(**item) for name, item in fields["not_numbers"].items()}
+    return ImportReport(**fields)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

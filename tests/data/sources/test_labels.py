@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from pyg_dim.data.collect import ImportOptions
+from pyg_dim.data.reading import open_sources, read_crystals
+from pyg_dim.data.sources.labels import split_unit
+
+CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "cifs").mkdir()
+    for name in "abc":
+        CSCL.to(str(tmp_path / "cifs" / f"{name}.cif"))
+    return tmp_path / "cifs"
+
+
+def read(folder, text, **options):
+    file = folder.parent / "labels.csv"
+    file.write_text(text, encoding="utf-8")
+    return read_crystals(open_sources([folder], labels=file, **options), ImportOptions(50))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gap (eV)", ("gap", "eV")),
+        ("gap [eV]", ("gap", "eV")),
+        ("formation energy (eV/atom)", ("formation energy", "eV/atom")),
+        ("log10(K_VRH)", ("log10(K_VRH)", "")),
+        ("gap", ("gap", "")),
+        ("gap ()", ("gap ()", "")),
+        ("(eV)", ("(eV)", "")),
+        ("last phdos peak", ("last phdos peak", "")),
+    ],
+)
+def test_units_in_names(name, expected):
+    assert split_unit(name) == expected
+
+
+def test_labels_join_by_name_of_the_file(folder):
+    raw, report = read(folder, "file,gap (eV),note\nc.cif,3,x\na,1,y\nz,9,z\n")
+    assert raw.ids.to_pylist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(raw.labels["gap"], [1, np.nan, 3])
+    assert raw.units == {"gap": "eV"}
+    assert report.notes == [
+        "column 'note' is not numeric and was not read",
+        "labels.csv: 1 crystals without a line, their labels are missing (b)",
+        "labels.csv: 1 lines without a crystal (z)",
+    ]
+
+
+def test_the_column_of_identifiers_can_be_another_and_units_can_be_given(folder):
+    text = "gap [eV],name,energy\n1,a,-1\n2,b,-2\n3,c,-3\n"
+    raw, _ = read(folder, text, labels_id="name", units={"energy": "eV/atom", "gap": "Ha"})
+    assert raw.labels["gap"].tolist() == [1, 2, 3]
+    assert raw.units == {"gap": "Ha", "energy": "eV/atom"}
+    with pytest.raises(ValueError, match=r"labels\.csv has no column 'id'; its columns are 'gap \[eV\]', 'name'"):
+        read(folder, text, labels_id="id")
+
+
+def test_labels_of_the_table_replace_those_of_the_source(folder):
+    (folder / "id_prop.csv").write_text("id,gap,energy\na,5,7\nb,6,8\nc,7,9\n")
+    raw, _ = read(folder, "id,gap\na,1\nb,2\n")
+    np.testing.assert_array_equal(raw.labels["gap"], [1, 2, 7])
+    np.testing.assert_array_equal(raw.labels["energy"], [7, 8, 9])
+
+
+@pytest.mark.parametrize("text", ["", "id\na\n", "id,gap,gap (eV)\na,1,2\n", "id,,gap\na,1,2\n"])
+def test_tables_that_cannot_be_joined(folder, text):
+    with pytest.raises(ValueError, match=r"labels\.csv: "):
+        read(folder, text)
+
+
+def test_a_table_that_is_not_there(folder):
+    with pytest.raises(FileNotFoundError, match=r"no such file of labels: nowhere\.csv"):
+        open_sources([folder], labels="nowhere.csv")

@@ -1,0 +1,105 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_dim.data import CrystalLoader, DenseSupercell, GraphCache, NearestNeighbors, RadiusGraph, graph_cache
+
+GRAPH = NearestNeighbors(6)
+
+
+class Counting:
+    """A graph that counts what it builds."""
+
+    def __init__(self, graph=GRAPH):
+        self.graph, self.built = graph, 0
+
+    def __call__(self, batch):
+        self.built += batch.num_graphs
+        return self.graph(batch)
+
+    def __repr__(self):
+        return repr(self.graph)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "graphs.npz"
+
+
+@pytest.mark.parametrize("graph", [GRAPH, NearestNeighbors(40, 3.0), RadiusGraph(4.0), DenseSupercell(20)], ids=repr)
+def test_cached_graphs_are_those_that_are_built(dataset, path, graph, monkeypatch):
+    monkeypatch.setattr(graph_cache, "_BATCH_SITES", 10)
+    for cache in (GraphCache(dataset, graph, path), GraphCache(dataset, graph, path)):
+        loader, expected = (CrystalLoader(dataset, one, batch_sites=20, seed=4) for one in (cache, graph))
+        for mine, theirs in zip(loader, expected, strict=True):
+            for key in ("edge_index", "edge_shift", "edge_dist"):
+                torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=1e-12)
+
+
+def test_graphs_are_built_once(dataset, path, caplog):
+    graph = Counting()
+    with caplog.at_level(logging.WARNING):
+        GraphCache(dataset, graph, path)
+        GraphCache(dataset, graph, path)
+    assert graph.built == len(dataset)
+    assert not caplog.text
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def moved(dataset):
+    changed = dataset.subset(torch.arange(len(dataset)))
+    changed.pos[5] += 0.01
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("graph", "change"),
+    [
+        (NearestNeighbors(7), lambda d: d),
+        (GRAPH, moved),
+        (GRAPH, lambda d: d.subset(torch.arange(12).flip(0))),
+        (GRAPH, lambda d: d.subset(torch.arange(11))),
+    ],
+)
+def test_a_stale_file_is_made_anew_with_a_message(dataset, path, caplog, graph, change):
+    GraphCache(dataset, GRAPH, path)
+    counting, other = Counting(graph), change(dataset)
+    cache = GraphCache(other, counting, path)
+    assert counting.built == len(other)
+    assert "graphs.npz was made of" in caplog.text
+    assert "built anew" in caplog.text
+    rows = torch.tensor([3, 9])
+    assert cache(other.gather(rows)).edge_dist.equal(graph(other.gather(rows)).edge_dist)
+    GraphCache(other, counting, path)
+    assert counting.built == len(other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "other", "pickle"])
+def test_a_damaged_file_is_made_anew_with_a_message(dataset, path, caplog, damage):
+    expected = GraphCache(dataset, GRAPH, path)(dataset.gather(torch.arange(12)))
+    contents = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(contents[: len(contents) // 2])
+    elif damage == "changed":
+        middle = contents.index(b"distance.npy") + 400
+        path.write_bytes(contents[:middle] + bytes([contents[middle] ^ 1]) + contents[middle + 1 :])
+    elif damage == "other":
+        path.write_text("no archive")
+    else:
+        np.savez(path, key=np.array({"a": 1}, dtype=object))
+    graph = Counting()
+    batch = GraphCache(dataset, graph, path)(dataset.gather(torch.arange(12)))
+    assert graph.built == 12
+    assert "graphs.npz is damaged" in caplog.text
+    assert batch.edge_dist.equal(expected.edge_dist)
+
+
+def test_crystals_of_another_data_set_are_refused(dataset, path):
+    cache = GraphCache(dataset, GRAPH, path)
+    with pytest.raises(ValueError, match="graphs of other crystals"):
+        cache(dataset.subset(torch.arange(12).flip(0)).gather(torch.tensor([0, 1])))
+    with pytest.raises(ValueError, match=r"ends in \.npz"):
+        GraphCache(dataset, GRAPH, path.with_suffix(".bin"))
+    assert repr(cache) == f"GraphCache({GRAPH!r}, {str(path)!r})"
