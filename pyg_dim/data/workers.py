@@ -127,8 +127,14 @@ class Workers:
 
 
 def _pool(number: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: libraries with threads of their own do not survive a fork.
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_prepare)
+    # Not forked from this process: libraries with threads of their own do not survive that. A server that has imported
+    # what is needed, and does nothing else, can be forked; where there is none, every process imports it again.
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", make_part.__module__])
+    else:
+        context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, context, initializer=_prepare)
 
 
 def _prepare() -> None:
