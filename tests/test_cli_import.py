@@ -41,7 +41,7 @@ def test_all_of_its_options(cifs, capsys):
         "read",
         "left out: partial occupancy",
         "[red]mixed",
-        "reduced to the primitive cell",
+        "kept, cell reduced",
         "out.report.json",
     ):
         assert text in out

@@ -153,13 +153,15 @@ def _parse_with_pymatgen(text: str) -> tuple[Sites, str]:
 
     from pyg_dim.data.structures import sites_of
 
-    if sum(len(line) * (line.count("'") + line.count('"')) for line in text.splitlines()) > _MAX_QUOTED:
+    # Its search for blocks takes the square of the number of empty lines that follow one another.
+    lines = [line for line in text.splitlines() if line and not line.isspace()]
+    if sum(len(line) * (line.count("'") + line.count('"')) for line in lines) > _MAX_QUOTED:
         raise UnusableCrystalError("unreadable CIF", "lines with thousands of quotation marks")
     try:
         with warnings.catch_warnings():
             # pymatgen warns of every rounded coordinate; what makes a file unusable is an error or found later.
             warnings.simplefilter("ignore")
-            parser = CifParser.from_str(text)
+            parser = CifParser.from_str("\n".join(lines))
             # Journals put a block without sites first.
             blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
             for block in blocks:

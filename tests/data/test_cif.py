@@ -145,6 +145,11 @@ def test_files_that_would_take_minutes_are_refused():
         parse_cif(head + "'a" * 20_000)
 
 
+def test_a_million_empty_lines_take_no_time():
+    text = FALLBACKS["symmetry"].replace("_cell_length_a", "\n" * 500_000 + " \n" * 500_000 + "_cell_length_a")
+    assert len(parse_cif(text)[0][0]) == 8
+
+
 def test_real_crystals_written_and_read_back(shared):
     table = pq.read_table(shared("data/mp36k.parquet")).slice(0, 31_900).take(list(range(0, 31_900, 110)))
     fast = 0

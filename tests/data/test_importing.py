@@ -269,7 +269,7 @@ def test_a_process_can_be_killed_and_the_import_goes_on(folder, tmp_path, how):
     said = process.communicate(timeout=60)[0].decode()
     if process.returncode == 0:
         pytest.skip("the import was done before it could be stopped")
-    assert process.returncode == -how, said
+    assert process.returncode != 0, said
     assert not out.exists()
     if how == signal.SIGINT:
         assert "go on with --resume" in said
