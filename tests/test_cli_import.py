@@ -63,6 +63,7 @@ def test_all_of_its_options(cifs, capsys):
         (["cifs", "out.parquet", "--max-sites=0"], "max_sites must be at least 1"),
         (["cifs", "out.parquet", "--labels=nowhere.csv"], "no such file of labels"),
         (["cifs/[[]red]mixed.cif", "out.parquet"], "no usable crystal"),
+        (["prototypes", "out.parquet"], "need no import"),
         (["matbench_steels", "out.parquet"], "has compositions but no structures"),
     ],
 )

@@ -161,7 +161,7 @@ def _parse_with_pymatgen(text: str) -> tuple[Sites, str]:
         with warnings.catch_warnings():
             # pymatgen warns of every rounded coordinate; what makes a file unusable is an error or found later.
             warnings.simplefilter("ignore")
-            parser = CifParser.from_str("\n".join(lines))
+            parser: Any = CifParser.from_str("\n".join(lines))
             # Journals put a block without sites first.
             blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
             for block in blocks:
