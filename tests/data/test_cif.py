@@ -49,6 +49,8 @@ def test_the_fast_path_gives_what_pymatgen_reads(structure, decorated):
     assert_same(found, by_pymatgen(text))
     assert_same(found, structure.__class__(by_pymatgen(text).lattice, structure.species, structure.frac_coords), 1e-6)
     assert fast_sites(text.replace("\n", "\r\n"))[1].tolist() == found[1].tolist()
+    fractional = found[1] @ np.linalg.inv(found[2])
+    assert -1e-12 < fractional.min() < fractional.max() < 1
     # In the order of the file.
     assert found[0].tolist() == list(structure.atomic_numbers)
 

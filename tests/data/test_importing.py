@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import signal
@@ -234,6 +235,17 @@ def test_resuming_without_parts_is_an_ordinary_import(folder, tmp_path):
     assert run(folder, tmp_path / "out.parquet", resume=True).num_kept == 4
 
 
+def test_the_official_file_of_phonons(shared, tmp_path):
+    path = shared("data/matbench_phonons.json.gz")
+    report = import_crystals(open_sources([path]), tmp_path / "out.parquet", OPTIONS)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    dataset = load_dataset(tmp_path / "out.parquet")
+    assert report.num_read == report.num_kept == len(dataset) == 1265
+    assert dataset.ids.to_pylist() == [str(index) for index in content["index"]]
+    column = content["columns"].index("last phdos peak")
+    assert dataset.target("last phdos peak").tolist() == [row[column] for row in content["data"]]
+
+
 PROGRAM = """
 import logging, sys
 from pyg_dim.data import importing
@@ -244,7 +256,8 @@ if __name__ == "__main__":
     logging.basicConfig()
     importing.CHUNK, importing._FEW = 2, 0
     source, out, *resume = sys.argv[1:]
-    importing.import_crystals(open_sources([source]), out, ImportOptions(50), workers=2, resume=bool(resume))
+    workers = 1 if resume else 2
+    importing.import_crystals(open_sources([source]), out, ImportOptions(50), workers, bool(resume))
 """
 
 
@@ -273,6 +286,7 @@ def test_a_process_can_be_killed_and_the_import_goes_on(folder, tmp_path, how):
     assert not out.exists()
     if how == signal.SIGINT:
         assert "go on with --resume" in said
+        assert said.count("Traceback") == 1  # the workers leave it to the first process
     while True:  # the workers notice that their parent is gone
         try:
             os.killpg(process.pid, 0)
