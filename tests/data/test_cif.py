@@ -147,6 +147,19 @@ def test_files_that_would_take_minutes_are_refused():
         parse_cif(head + "'a" * 20_000)
 
 
+def test_endless_symmetry_operations_are_refused():
+    text = FALLBACKS["symmetry"].replace("'-x, -y, -z'", f"'-x, -y, -z+{'9' * 100_000}'")
+    for endless in (
+        text,
+        text.replace("data_NaCl", "data_x").replace("_atom_site_label", "_x") + FALLBACKS["symmetry"],
+    ):
+        with pytest.raises(UnusableCrystalError, match="a symmetry operation of 1000"):
+            parse_cif(endless)
+    magnetic = "loop_\n_space_group_symop_magn_{}.xyz\n" + "x,y,z,+1\n" * 100
+    with pytest.raises(UnusableCrystalError, match="too many sites times symmetry operations"):
+        parse_cif(FALLBACKS["symmetry"] + magnetic.format("operation") + magnetic.format("centering"))
+
+
 def test_a_million_empty_lines_take_no_time():
     text = FALLBACKS["symmetry"].replace("_cell_length_a", "\n" * 500_000 + " \n" * 500_000 + "_cell_length_a")
     assert len(parse_cif(text)[0][0]) == 8
