@@ -62,10 +62,12 @@ def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch, 
 
 
 def test_flags_of_shell_blocks_exist(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    known = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
-    used = set()
+    known = {}
+    for command in ("train", "import"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        known[command] = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    used = {command: set() for command in known}
     for page in PAGES:
         for block in blocks(page):
             if block.language == "shell":
@@ -73,10 +75,14 @@ def test_flags_of_shell_blocks_exist(capsys):
                     if benchmark := re.search(r"python (benchmarks/\S+)", line):
                         assert (ROOT / benchmark[1]).exists(), line
                         continue
-                    assert line.startswith(("pyg-dim train", "python train.py", "tensorboard --logdir ")), line
-                    used |= set() if line.startswith("tensorboard") else set(re.findall(r"(?<=\s)--[\w.-]+", line))
-    assert used
-    assert used <= known, used - known
+                    if line.startswith("tensorboard --logdir "):
+                        continue
+                    assert line.startswith(("pyg-dim train", "pyg-dim import ", "python train.py")), line
+                    command = "import" if line.startswith("pyg-dim import") else "train"
+                    used[command] |= set(re.findall(r"(?<=\s)--[\w.-]+", line))
+    for command, flags in used.items():
+        assert flags
+        assert flags <= known[command], flags - known[command]
 
 
 def test_pages_build_without_a_warning(tmp_path):

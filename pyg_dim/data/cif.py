@@ -18,6 +18,9 @@ MAX_IMAGES: Final = 4000
 _MAX_QUOTED: Final = 10_000_000
 """Quotation marks of a line times its length, summed up: pymatgen's search for the closing mark is quadratic."""
 
+_MAX_OPERATION: Final = 200
+"""Characters of a symmetry operation: pymatgen's search for its numbers is quadratic too."""
+
 _COINCIDE: Final = 1e-4
 """Fractional coordinates that differ by less are one site to pymatgen's parser (its ``site_tolerance``)."""
 
@@ -153,17 +156,20 @@ def _parse_with_pymatgen(text: str) -> tuple[Sites, str]:
 
     from pyg_dim.data.structures import sites_of
 
-    if sum(len(line) * (line.count("'") + line.count('"')) for line in text.splitlines()) > _MAX_QUOTED:
+    # Its search for blocks takes the square of the number of empty lines that follow one another.
+    lines = [line for line in text.splitlines() if line and not line.isspace()]
+    if sum(len(line) * (line.count("'") + line.count('"')) for line in lines) > _MAX_QUOTED:
         raise UnusableCrystalError("unreadable CIF", "lines with thousands of quotation marks")
     try:
         with warnings.catch_warnings():
             # pymatgen warns of every rounded coordinate; what makes a file unusable is an error or found later.
             warnings.simplefilter("ignore")
-            parser = CifParser.from_str(text)
+            parser: Any = CifParser.from_str("\n".join(lines))
             # Journals put a block without sites first.
-            blocks = [block for block in parser.as_dict().values() if "_atom_site_label" in block]
+            blocks = list(parser.as_dict().values())
             for block in blocks:
                 _refuse_hours_of_work(parser, block)
+            blocks = [block for block in blocks if "_atom_site_label" in block]
             structures = _structures(parser) if blocks else []
             if len(structures) < len(blocks):
                 raise ValueError(" ".join(parser.warnings[-1:]))
@@ -190,9 +196,20 @@ def _structures(parser: Any) -> list[Any]:
 def _refuse_hours_of_work(parser: Any, block: dict[str, Any]) -> None:
     from pymatgen.io.cif import CifBlock
 
-    given = next((block[name] for name in _OPERATIONS if block.get(name)), None)
-    if given is None:
-        given = parser.get_symops(CifBlock(block, [], ""))
-    images = len(block["_atom_site_label"]) * (len(given) if isinstance(given, list) else 1)
+    written = {name: value for name, value in block.items() if "xyz" in name}
+    longest = max((len(text) for value in written.values() for text in _as_list(value)), default=0)
+    if longest > _MAX_OPERATION:
+        raise UnusableCrystalError("unreadable CIF", f"a symmetry operation of {longest} characters")
+    if "_atom_site_label" not in block:
+        return
+    given = next((written[name] for name in _OPERATIONS if written.get(name)), None)
+    number = len(_as_list(parser.get_symops(CifBlock(block, [], "")) if given is None else given))
+    # Magnetic operations are combined with every centring.
+    magnetic = math.prod(len(_as_list(value)) for name, value in written.items() if "magn" in name)
+    images = len(block["_atom_site_label"]) * max(number, magnetic)
     if images > MAX_IMAGES:
         raise UnusableCrystalError("too many sites times symmetry operations", f"{images}, at most {MAX_IMAGES}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

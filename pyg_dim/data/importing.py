@@ -21,7 +21,7 @@ from pyg_dim.data.overlap import MIN_DISTANCE
 from pyg_dim.data.parquet import ID, IMPORTED, table_of
 from pyg_dim.data.parts import Parts
 from pyg_dim.data.raw import ALREADY_TAKEN
-from pyg_dim.data.reading import chunks, concatenate, drop_texts
+from pyg_dim.data.reading import CHUNK, chunks, concatenate, drop_texts
 from pyg_dim.data.report import ImportReport, LeftOut
 from pyg_dim.data.sources.base import Source
 from pyg_dim.data.workers import Workers
@@ -113,7 +113,7 @@ def show_report(report: ImportReport, out: str | Path) -> None:
         example = next(str(item) for item in report.left_out if item.reason == reason)
         table.add_row(f"left out: {reason}", str(count), escape(example))
     table.add_row("kept", str(report.num_kept))
-    table.add_row("of these reduced to the primitive cell", str(report.num_reduced))
+    table.add_row("kept, cell reduced", str(report.num_reduced))
     console = Console()
     console.print(table)
     for note in report.all_notes():
@@ -148,7 +148,7 @@ def _read(source: Source, options: ImportOptions, parts: Parts, workers: int) ->
         tqdm(total=source.total, desc="crystals", unit="", disable=None) as bar,
         Workers(workers, options, bar.update) as pool,
     ):
-        for chunk in chunks(source.entries()):
+        for chunk in chunks(source.entries(), CHUNK):
             if parts.is_done(number):
                 bar.update(len(chunk))
             else:

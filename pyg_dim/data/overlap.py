@@ -23,7 +23,7 @@ _PAIRS: Final = 1_000_000
 
 
 def overlaps(pos: np.ndarray, cell: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """:func:`overlap` of many crystals at once.
+    """Shortest distances of many crystals at once, each as :func:`pyg_dim.data.overlap.overlap` gives it.
 
     Where the planes of the lattice are at least twice MIN_DISTANCE apart, as in nearly all crystals, a difference
     vector shorter than that has fractional coordinates below one half. So the nearest image by rounding is the only one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
     ids = _single_array(ids)
 
     report = ImportReport(str(path), table.num_rows)
+    report.notes += dict.fromkeys(note for shard in shards for note in _history(shard.schema))
     faults = malformed_rows(table)
     if faults:
         report.left_out = [LeftOut(ids[row].as_py(), reason) for row, reason in sorted(faults.items())]
@@ -126,6 +128,16 @@ def unit_of(column: pa.Field) -> str:
         The unit; empty where there is none.
     """
     return ((column.metadata or {}).get(_UNIT) or b"").decode("utf-8", "replace")
+
+
+def _history(schema: pa.Schema) -> list[str]:
+    """What an import did to the crystals of a file."""
+    text = (schema.metadata or {}).get(IMPORTED)
+    if text is None:
+        return []
+    done = json.loads(text)
+    cells = f"primitive cells (to {done['symprec']} Å)" if done["primitive"] else "cells as they were"
+    return [f"imported by pyg_dim {done['version']}: {cells}, no sites nearer than {done['min_distance']} Å"]
 
 
 def _read_file(file: Path) -> pa.Table:

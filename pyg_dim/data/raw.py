@@ -119,7 +119,8 @@ def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCry
             reasons.setdefault(row, (reason, (detail or {}).get(row, "")))
 
     def any_entry(bad: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return np.bincount(np.repeat(np.arange(n), counts)[bad], minlength=n) > 0
+        # Nearly always there is none.
+        return np.bincount(np.repeat(np.arange(n), counts)[bad], minlength=n) > 0 if bad.any() else np.zeros(n, bool)
 
     mark(raw.species_counts == 0, "no sites")
     mark(raw.species_counts != raw.position_counts, "number of species differs from number of positions")
@@ -137,11 +138,9 @@ def keep_sound(raw: RawCrystals, report: ImportReport, max_sites: int) -> RawCry
         volume < _MIN_VOLUME_PER_SITE * raw.species_counts,
         f"the cell has less than {_MIN_VOLUME_PER_SITE} cubic angstrom a site",
     )
-    mark(
-        raw.species_counts > max_sites,
-        f"more than {max_sites} sites",
-        dict(enumerate(map(str, raw.species_counts.tolist()))),
-    )
+    large = np.flatnonzero(raw.species_counts > max_sites).tolist()
+    sizes = {row: str(raw.species_counts[row]) for row in large}
+    mark(raw.species_counts > max_sites, f"more than {max_sites} sites", sizes)
     for name, values in raw.labels.items():
         infinite = np.flatnonzero(np.isinf(values)).tolist()
         mark(np.isinf(values), "non-finite label", {row: f"{name} = {values[row]}" for row in infinite})

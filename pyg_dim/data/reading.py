@@ -71,7 +71,7 @@ def _with_units(source: Source, given: Mapping[str, str]) -> Source:
     return replace(source, entries=entries, units=units)
 
 
-def chunks(entries: Iterable[Entry], size: int = CHUNK) -> Iterator[list[Entry]]:
+def chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     """Cut entries into lists.
 
     Args:
@@ -99,7 +99,7 @@ def read_crystals(source: Source, options: ImportOptions) -> tuple[RawCrystals, 
     report = ImportReport(source.name)
     parts = []
     with tqdm(total=source.total, desc="crystals", unit="", disable=None) as bar:
-        for chunk in chunks(source.entries()):
+        for chunk in chunks(source.entries(), CHUNK):
             part = ImportReport(source.name)
             parts.append(collect(chunk, options, part))
             report.add(part)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -127,8 +128,13 @@ class Workers:
 
 
 def _pool(number: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: libraries with threads of their own do not survive a fork.
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_prepare)
+    # Not forked from this process: libraries with threads of their own do not survive that. A server that has imported
+    # what is needed, and does nothing else, can be forked; where there is none, every process imports it again.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: BaseContext = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["__main__", make_part.__module__])
+    return ProcessPoolExecutor(number, context, initializer=_prepare)
 
 
 def _prepare() -> None:

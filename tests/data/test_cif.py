@@ -49,6 +49,8 @@ def test_the_fast_path_gives_what_pymatgen_reads(structure, decorated):
     assert_same(found, by_pymatgen(text))
     assert_same(found, structure.__class__(by_pymatgen(text).lattice, structure.species, structure.frac_coords), 1e-6)
     assert fast_sites(text.replace("\n", "\r\n"))[1].tolist() == found[1].tolist()
+    fractional = found[1] @ np.linalg.inv(found[2])
+    assert -1e-12 < fractional.min() < fractional.max() < 1
     # In the order of the file.
     assert found[0].tolist() == list(structure.atomic_numbers)
 
@@ -143,6 +145,24 @@ def test_files_that_would_take_minutes_are_refused():
     assert error.value.reason == "too many sites times symmetry operations"
     with pytest.raises(UnusableCrystalError, match="quotation marks"):
         parse_cif(head + "'a" * 20_000)
+
+
+def test_endless_symmetry_operations_are_refused():
+    text = FALLBACKS["symmetry"].replace("'-x, -y, -z'", f"'-x, -y, -z+{'9' * 100_000}'")
+    for endless in (
+        text,
+        text.replace("data_NaCl", "data_x").replace("_atom_site", "_x") + FALLBACKS["symmetry"],
+    ):
+        with pytest.raises(UnusableCrystalError, match="a symmetry operation of 1000"):
+            parse_cif(endless)
+    magnetic = "loop_\n_space_group_symop_magn_{}.xyz\n" + "x,y,z,+1\n" * 100
+    with pytest.raises(UnusableCrystalError, match="too many sites times symmetry operations"):
+        parse_cif(FALLBACKS["symmetry"] + magnetic.format("operation") + magnetic.format("centering"))
+
+
+def test_a_million_empty_lines_take_no_time():
+    text = FALLBACKS["symmetry"].replace("_cell_length_a", "\n" * 500_000 + " \n" * 500_000 + "_cell_length_a")
+    assert len(parse_cif(text)[0][0]) == 8
 
 
 def test_real_crystals_written_and_read_back(shared):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice
 
-from pyg_dim.data.overlap import MIN_DISTANCE, overlap
+from pyg_dim.data.overlap import MIN_DISTANCE, overlap, overlaps
 
 
 def shortest(pos, cell):
@@ -70,3 +70,41 @@ def test_large_and_elongated_cells_take_no_time():
     rng = np.random.default_rng(0)
     for cell in (np.diag([1e6, 1e6, 1e6]), np.diag([1e7, 3, 3])):
         assert overlap(rng.uniform(0, 1, (30, 3)) @ cell, cell) is None
+
+
+def one_by_one(crystals):
+    found = [overlap(pos, cell) for pos, cell in crystals]
+    return np.array([np.inf if distance is None else distance for distance in found])
+
+
+def all_at_once(crystals):
+    pos, cell = zip(*crystals, strict=True)
+    return overlaps(np.concatenate(pos), np.stack(cell), np.array([len(p) for p in pos]))
+
+
+def test_many_crystals_at_once_are_as_one_by_one(monkeypatch):
+    rng = np.random.default_rng(1)
+    crystals = []
+    for k in range(300):
+        # Wide and narrow cells, few and many sites, skewed bases and positions outside of the cell.
+        cell = np.diag(rng.uniform(0.6 if k % 3 else 2, 6, 3)) + rng.normal(0, 0.5, (3, 3))
+        basis = np.array([[1, int(rng.integers(-3, 4)), 2], [0, 1, -2], [0, 0, 1]]) @ cell if k % 2 else cell
+        crystals.append((rng.uniform(-2, 2, (int(rng.integers(0, 12)), 3)) @ cell, basis))
+    crystals += [
+        (np.zeros((2, 3)), np.ones((3, 3))),
+        (np.full((2, 3), np.nan), 4 * np.eye(3)),
+        (np.zeros((1, 3)), np.full((3, 3), np.inf)),
+        (np.zeros((2, 3)), 4 * np.eye(3)),
+        (np.array([[0.0, 0, 0], [0, 0, 0.5]]), 4 * np.eye(3)),
+        (np.array([[0.0, 0, 0], [4, 3.6, -4]]), 4 * np.eye(3)),
+    ]
+    expected = one_by_one(crystals)
+    assert 40 < np.isfinite(expected).sum() < 250
+    np.testing.assert_allclose(all_at_once(crystals), expected, atol=1e-9)
+    # In several portions, and large crystals on their own.
+    monkeypatch.setattr("pyg_dim.data.overlap._PAIRS", 60)
+    np.testing.assert_allclose(all_at_once(crystals), expected, atol=1e-9)
+
+
+def test_no_crystals_at_all():
+    assert len(overlaps(np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros(0, dtype=int))) == 0

@@ -69,6 +69,16 @@ def test_the_search_leaves_primitive_cells_of_many_equal_sites_to_themselves():
     assert may_be_reduced(*lay_side_by_side([diamond, sites_of(SALT), perovskite])).tolist() == [False, True, False]
 
 
+def test_a_translation_must_repeat_every_site():
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0.5], [0.25, 0.1, 0], [0.75, 0.6, 0.5]]
+    repeated = sites_of(Structure(Lattice.cubic(6), ["Na", "Na", "Cl", "Cl", "Br", "Br"], places))
+    for site in range(6):
+        moved = repeated[1].copy()
+        moved[site, 1] += 0.1
+        broken = repeated[0], moved, repeated[2]
+        assert may_be_reduced(*lay_side_by_side([broken, repeated])).tolist() == [False, True]
+
+
 def test_the_search_passes_over_cells_without_distances():
     nowhere = (np.array([1, 1]), np.full((2, 3), np.nan), 3 * np.eye(3))
     flat = (np.array([1, 1]), np.zeros((2, 3)), np.ones((3, 3)))

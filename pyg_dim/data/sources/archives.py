@@ -87,7 +87,7 @@ def _zip_members(path: Path, contents: bool) -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             total, most = 0, limit(path)
             for info in archive.infolist():
-                if info.is_dir() or not _is_wanted(info.filename):
+                if info.filename.endswith("/") or not _is_wanted(info.filename):
                     continue
                 if not contents:
                     yield info.filename, None

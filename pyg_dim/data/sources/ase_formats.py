@@ -16,6 +16,7 @@ from pyg_dim.data.sources.base import ID_COLUMNS, MAX_TEXT, Entry, Source
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 
 _MAX_ATOMS: Final = 100_000
+_TOO_WIDE: Final = re.compile(r"propert\S*?=\S*:\d{4}", re.I)
 _MAX_JSON_DB: Final = 256 * 2**20
 _COLUMNS: Final = ("id", "numbers", "positions", "cell", "pbc", "energy", "key_value_pairs")
 
@@ -93,6 +94,9 @@ def _frames(path: Path) -> Iterator[str | UnusableCrystalError]:
 def _read_frame(text: str) -> Any:
     from ase.io.extxyz import read_extxyz
 
+    # Room for so many numbers would be made before they are looked for.
+    if _TOO_WIDE.search(text.split("\n", 2)[1]):
+        return UnusableCrystalError("unreadable frame", "Properties with a column of thousands of numbers")
     try:
         return next(iter(read_extxyz(io.StringIO(text), 0)))
     # A parser fed with a broken file raises whatever its code runs into; the frame is reported, the others go on.

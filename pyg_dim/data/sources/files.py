@@ -52,7 +52,7 @@ def identifiers(paths: Sequence[PurePosixPath]) -> tuple[list[str], bool]:
 
 
 def _without_ending(name: str) -> str:
-    return re.sub(r"\.(cif|vasp|poscar)$", "", name, flags=re.I)
+    return re.sub(r"(?<=.)\.(cif|vasp|poscar)$", "", name, flags=re.I)
 
 
 def structure_files(name: str, files: Sequence[Path], root: Path) -> Source:

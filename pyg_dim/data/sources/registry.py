@@ -47,6 +47,8 @@ def open_source(source: str | Path, id_column: str | None = None) -> Source:
             return open_task(str(source))
         if any(character in str(source) for character in "*?["):
             return open_pattern(str(source))
+        if str(source) == "prototypes":
+            raise ValueError("prototypes are made up on the spot; they need no import: say --data prototypes")
         raise FileNotFoundError(f"no such file or folder: {path} (for the embedded data set say 'prototypes')")
     if path.is_dir():
         tables = sorted(path.glob("*.parquet"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyg_dim.data.raw import UnusableCrystalError
-from pyg_dim.data.sources.base import Entry, Source
+from pyg_dim.data.sources.base import Entry, Kind, Source
 from pyg_dim.data.sources.labels import split_unit
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 
@@ -58,7 +58,7 @@ def open_split_json(path: Path) -> Source:
                 yield Entry(identifier, "fault", fault, {})
                 continue
             labels = {name: value for k, ((name, _), value) in enumerate(zip(names, row, strict=True)) if k != place}
-            kind = "text" if isinstance(row[place], str) else "structure"
+            kind: Kind = "text" if isinstance(row[place], str) else "structure"
             yield Entry(identifier, kind, row[place], labels)
         if count != len(head["index"]):
             raise ValueError(f"{path}: {len(head['index'])} entries in 'index' for {count} in 'data'")

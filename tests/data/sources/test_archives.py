@@ -64,6 +64,8 @@ def test_files_of_the_same_name_are_told_apart_by_their_folder(tmp_path, write):
 
 @pytest.mark.parametrize("write", [write_zip, write_tar])
 def test_paths_that_lead_out_of_the_archive_are_not_read(tmp_path, write):
+    raw, _ = read(write(tmp_path / "hidden.zip", {".cif": CSCL}))
+    assert raw.ids.to_pylist() == [".cif"]
     names = ["../up.cif", "/etc/root.cif", "in/../../out.cif", "C:\\drive.cif", "C:/drive2.cif", "..\\back.cif"]
     raw, report = read(write(tmp_path / "x.zip", {"good.cif": CSCL} | dict.fromkeys(names, CSCL)))
     assert raw.ids.to_pylist() == ["good"]

@@ -131,6 +131,7 @@ def test_keys_may_come_in_any_order(tmp_path, order):
 def test_values_that_straddle_what_is_read_at_a_time(tmp_path, monkeypatch):
     names = [f"é{k}" * 7 for k in range(40)]
     content = json.loads(split_json([SALT, CSCL] * 20, gap=[12345.678] * 40)) | {"index": names}
+    content = {"version": 1234567890123, **content}
     (tmp_path / "m.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     whole, _ = read(tmp_path / "m.json")
     monkeypatch.setattr("pyg_dim.data.sources.split_json._BLOCK", 7)
