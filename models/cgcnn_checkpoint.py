@@ -73,7 +73,7 @@ class CGCNNPredictor(nn.Module):
             [B] predictions in the unit of the target; [B, 2] logarithms of the probabilities from a classifier.
 
         Raises:
-            ValueError: see :meth:`CGCNN.represent`.
+            ValueError: see :meth:`~pyg_dim.models.CGCNN.represent`.
         """
         hidden = self.dropout(F.softplus(self.encoder(batch)))
         for layer in self.layers:

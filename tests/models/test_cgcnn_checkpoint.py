@@ -151,7 +151,7 @@ def test_sizes_are_those_of_the_weights(save, atoms) -> None:
     assert encoder.config["convolutions"] == 3
     assert encoder.channels == CRYSTAL
     assert encoder.species.shape[1] == SPECIES
-    assert repr(encoder.graph) == "NearestNeighbors(k=6, cutoff=8.0, pad=True)"
+    assert repr(encoder.graph) == "NearestNeighbors(k=6, cutoff=8.0, pad=True, ties=False)"
     assert all(p.dtype == torch.float64 for p in encoder.parameters())
 
 
