@@ -42,8 +42,13 @@ def sites_of(structure: Any) -> Sites:
 def _require_full_occupancy(occupancy: Any) -> None:
     # What ASE's CIF reader leaves behind: for each kind of site, its elements and their shares.
     for shares in occupancy.values() if isinstance(occupancy, Mapping) else ():
-        if isinstance(shares, Mapping) and [share for share in shares.values() if abs(share - 1) > _FULL]:
-            raise UnusableCrystalError("partial occupancy", " ".join(f"{k}:{v:g}" for k, v in shares.items()))
+        if isinstance(shares, Mapping) and not all(_is_full(share) for share in shares.values()):
+            raise UnusableCrystalError("partial occupancy", " ".join(f"{k}:{v}" for k, v in shares.items())[:200])
+
+
+def _is_full(share: Any) -> bool:
+    # What is no number, or NaN, is not known to be full.
+    return isinstance(share, int | float) and abs(share - 1) <= _FULL
 
 
 def _known(numbers: np.ndarray) -> np.ndarray:
@@ -61,8 +66,8 @@ def _sites_of_dictionary(structure: Mapping[str, Any]) -> Sites:
         species = [site["species"] for site in structure["sites"]]
         numbers = np.empty(len(species), dtype=np.int64)
         for k, occupants in enumerate(species):
-            if len(occupants) != 1 or abs(occupants[0]["occu"] - 1) > _FULL:
-                text = " ".join(f"{item['element']}:{item['occu']:g}" for item in occupants)
+            if len(occupants) != 1 or not _is_full(occupants[0]["occu"]):
+                text = " ".join(f"{item['element']}:{item['occu']}" for item in occupants)[:200]
                 raise UnusableCrystalError("partial occupancy", text or "an empty site")
             symbol = occupants[0]["element"]
             if symbol not in atomic_numbers():
@@ -72,4 +77,6 @@ def _sites_of_dictionary(structure: Mapping[str, Any]) -> Sites:
         raise UnusableCrystalError("no pymatgen structure dictionary", repr(error)) from error
     if cell.shape != (3, 3):
         raise UnusableCrystalError("no pymatgen structure dictionary", f"lattice of shape {cell.shape}")
+    if not all(structure["lattice"].get("pbc", (True,))):
+        raise UnusableCrystalError("not periodic in three directions")
     return numbers, fractional @ cell, cell

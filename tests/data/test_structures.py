@@ -44,3 +44,19 @@ def test_what_cannot_be_used_says_why(structure, reason, detail):
         sites_of(structure)
     assert error.value.reason == reason
     assert detail in error.value.detail
+
+
+def test_a_slab_of_pymatgen_is_no_crystal_either():
+    slab = Structure(Lattice.cubic(4.1, pbc=(True, True, False)), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    with pytest.raises(UnusableCrystalError, match="not periodic in three directions"):
+        sites_of(slab)
+
+
+@pytest.mark.parametrize("share", ["x", float("nan"), None, 0.5])
+def test_an_occupancy_that_is_not_known_to_be_full(share):
+    atoms = Atoms("Na", cell=np.eye(3) * 4, pbc=True, info={"occupancy": {"0": {"Na": share}}})
+    dictionary = SALT.as_dict()
+    dictionary["sites"][0]["species"][0]["occu"] = share
+    for form in (atoms, dictionary):
+        with pytest.raises(UnusableCrystalError, match="partial occupancy"):
+            sites_of(form)

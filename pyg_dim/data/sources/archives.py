@@ -113,6 +113,9 @@ def _zip_fault(info: zipfile.ZipInfo) -> UnusableCrystalError | None:
         return UnusableCrystalError("link or device in an archive", info.filename)
     if info.flag_bits & _ENCRYPTED:
         return UnusableCrystalError("encrypted member of an archive", info.filename)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # The other methods are unpacked without a limit, whatever size a member declares.
+        return UnusableCrystalError("unusual compression in an archive", "only stored and deflated members are read")
     if info.file_size > MAX_TEXT:
         return UnusableCrystalError("too large for one crystal", f"{info.file_size} bytes")
     return None

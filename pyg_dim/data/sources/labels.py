@@ -69,6 +69,20 @@ def split_unit(name: str) -> tuple[str, str]:
     return (match[1], match[2].strip()) if match else (name.strip(), "")
 
 
+def require_different(path: Path, names: Sequence[str]) -> None:
+    """Refuse a file in which two columns of labels have one name, but for their units.
+
+    Args:
+        path: file.
+        names: names of its labels, without units.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
+        raise ValueError(f"{path} has columns of the same name, units aside: {', '.join(repeated)}; rename them")
+
+
 def read_id_prop(path: Path, ids: Sequence[str]) -> LabelTable:
     """Read an ``id_prop.csv``: identifier, value, ... on each line.
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pyg_dim.data.raw import UnusableCrystalError
 from pyg_dim.data.sources.base import Entry, Kind, Source
-from pyg_dim.data.sources.labels import split_unit
+from pyg_dim.data.sources.labels import require_different, split_unit
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 
 _KEYS: Final = ("index", "columns", "data")
@@ -63,6 +63,7 @@ def open_split_json(path: Path) -> Source:
         if count != len(head["index"]):
             raise ValueError(f"{path}: {len(head['index'])} entries in 'index' for {count} in 'data'")
 
+    require_different(path, [name for k, (name, _) in enumerate(names) if k != place])
     units = {name: unit for name, unit in names if unit}
     return Source(str(path), [path], entries, len(head["index"]), units)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyg_dim.data.parquet import is_numeric, readable, unit_of
 from pyg_dim.data.raw import UnusableCrystalError
 from pyg_dim.data.sources.base import ID_COLUMNS, MAX_TEXT, Entry, Source
-from pyg_dim.data.sources.labels import split_unit
+from pyg_dim.data.sources.labels import require_different, split_unit
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 
 STRUCTURE_COLUMNS: Final = ("structure", "cif")
@@ -82,8 +82,7 @@ def open_csv(path: Path, wanted_id: str | None = None) -> Source:
     id_place = None if identifier is None else names.index(identifier)
     # A column without a name is the index that pandas writes.
     labels = {k: split_unit(name) for k, name in enumerate(names) if name and k not in (place, id_place)}
-    if len({name for name, _ in labels.values()}) < len(labels):
-        raise ValueError(f"{path} has columns of the same name: {', '.join(names)}")
+    require_different(path, [name for name, _ in labels.values()])
 
     def entries() -> Iterator[Entry]:
         rows = _csv_rows(path)
@@ -163,6 +162,7 @@ def open_parquet_table(path: Path, column: str, wanted_id: str | None = None) ->
         for field in schema
         if is_numeric(field.type) and field.name not in (column, identifier)
     }
+    require_different(path, [name for name, _ in labels.values()])
     units = {name: unit_of(schema.field(full)) or unit for full, (name, unit) in labels.items()}
 
     def entries() -> Iterator[Entry]:

@@ -171,3 +171,13 @@ def test_encrypted_members_are_reported(tmp_path):
     raw, report = read(path)
     assert raw.ids.to_pylist() == ["good"]
     assert reasons(report) == {"locked": "encrypted member of an archive"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_are_unpacked_without_a_limit_are_refused(tmp_path, method):
+    path = write_zip(tmp_path / "x.zip", {"bomb.cif": CSCL}, method)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("good.cif", CSCL)
+    raw, report = read(path)
+    assert raw.ids.to_pylist() == ["good"]
+    assert reasons(report) == {"bomb": "unusual compression in an archive"}

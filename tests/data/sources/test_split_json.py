@@ -154,3 +154,9 @@ def test_the_official_file(shared):
     assert len(raw.ids) == report.num_read == 1265
     assert list(raw.labels) == ["last phdos peak"]
     assert raw.labels["last phdos peak"][0] == pytest.approx(98.58577122703691)
+
+
+def test_a_label_in_two_units_is_refused(tmp_path):
+    (tmp_path / "m.json").write_bytes(split_json([SALT], **{"gap (eV)": [1.5], "gap (meV)": [1500.0]}))
+    with pytest.raises(ValueError, match=r"m\.json has columns of the same name, units aside: gap"):
+        read(tmp_path / "m.json")
