@@ -219,7 +219,11 @@ class CrystalDataset:
 
         Raises:
             IndexError: no such row.
+            TypeError: the row is no whole number.
         """
+        if not isinstance(row, int | np.integer):
+            raise TypeError(f"a data set is indexed by one row, not a {type(row).__name__}; take subset(rows) for several")
+        row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a data set of {len(self)} crystals")
         row %= len(self)
@@ -321,11 +325,12 @@ class CrystalDataset:
         """The data set of some crystals.
 
         Args:
-            rows: [m] int64 on the host, rows to keep, in the order wanted.
+            rows: [m] int64 on the host, rows to keep, in the order wanted; or [n] bool.
 
         Returns:
             A new data set with the report of this one.
         """
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         index, ptr = self.sites(rows)
         here = index.to(self.pos.device), rows.to(self.pos.device)
         return CrystalDataset(

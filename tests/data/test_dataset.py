@@ -55,6 +55,12 @@ def test_subset(dataset):
     assert torch.equal(part.labels["energy"], dataset.labels["energy"][[5, 1]])
     assert torch.equal(part.gather(torch.tensor([1])).pos, dataset.gather(torch.tensor([1])).pos)
     assert part.formula(0) == dataset.formula(5)
+    chosen = torch.zeros(len(dataset), dtype=torch.bool)
+    chosen[[1, 5]] = True
+    assert dataset.subset(chosen).ids.to_pylist() == ["c1", "c5"]
+    for rows in (slice(3), [1, 2], torch.tensor([1, 2]), "c1"):
+        with pytest.raises(TypeError, match=r"take subset\(rows\)"):
+            dataset[rows]
 
 
 def test_structures_in_memory():
