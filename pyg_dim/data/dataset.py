@@ -222,7 +222,7 @@ class CrystalDataset:
             TypeError: the row is no whole number.
         """
         if not isinstance(row, int | np.integer):
-            raise TypeError(f"a data set is indexed by one row, not a {type(row).__name__}; take subset(rows) for several")
+            raise TypeError(f"a data set is indexed by one row, not a {type(row).__name__}; for more take subset(rows)")
         row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a data set of {len(self)} crystals")
