@@ -24,6 +24,10 @@ _LOGGER = logging.getLogger(__name__)
 _VERSION: Final = 1
 """Raised when the same parameters give other edges than before."""
 _BATCH_SITES: Final = 1200
+_BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes as a floating-point number."""
+_FACTOR: Final = 0x1E3779B97F4A7C15
+"""Odd and without pattern, so that every bit of a factor reaches the bits above it in the product."""
 _INTEGERS: Final = (np.int8, np.int16, np.int32, np.int64)
 
 
@@ -53,6 +57,7 @@ class GraphCache:
             raise ValueError(f"{self.path}: the name of a cache of graphs ends in .npz")
         self.graph = graph
         self._num_sites = dataset.num_sites
+        self._checksums = _checksums(dataset.z, dataset.pos, dataset.ptr, dataset.cell).cpu()
         key = _key(dataset, graph)
         arrays = self._read(key)
         if arrays is None:
@@ -78,10 +83,14 @@ class GraphCache:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
 
         Raises:
-            ValueError: the crystals are not those of the data set.
+            ValueError: the crystals are not those of the data set, by sites, species, positions or cells.
         """
         rows, ptr = batch.row.cpu(), batch.ptr.cpu()
-        if int(rows.max()) >= len(self._num_sites) or not self._num_sites[rows].equal(ptr.diff()):
+        if (
+            int(rows.max()) >= len(self._num_sites)
+            or not self._num_sites[rows].equal(ptr.diff())
+            or not self._checksums[rows].equal(_checksums(batch.z, batch.pos, ptr, batch.cell).cpu())
+        ):
             raise ValueError(
                 f"{self.path} has the graphs of other crystals: make a cache of the data set that is loaded"
             )
@@ -113,6 +122,36 @@ class GraphCache:
             _LOGGER.warning("%s was made of %s; now it is %s: the graphs are built anew", self.path, found, key)
             return None
         return arrays
+
+
+def _checksums(z: Tensor, pos: Tensor, ptr: Tensor, cell: Tensor) -> Tensor:
+    """One number for each crystal, which depends on every bit of its species, positions and cell, and on their order.
+
+    Args:
+        z: [N] int64, atomic numbers.
+        pos: [N, 3] float, positions.
+        ptr: [n + 1] int64 on the host, first site of each crystal, then N.
+        cell: [n, 3, 3] float, of the type of the positions.
+
+    Returns:
+        [n] int64 on the device of the positions; sums of integers, so they do not depend on the order of adding.
+    """
+    counts = ptr.diff()
+    crystal = torch.repeat_interleave(counts)
+    place = (torch.arange(len(crystal)) - ptr[:-1][crystal]).to(pos.device)
+    bits = _BITS[pos.element_size()]
+    of_site = _mixed(torch.cat([z[:, None], pos.view(bits).long(), place[:, None]], dim=1))
+    of_cell = _mixed(cell.flatten(1).view(bits).long())
+    return of_cell.index_add(0, crystal.to(pos.device), of_site)
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """One number of each row of integers; products that overflow wrap around, as they should."""
+    total = torch.zeros_like(words[:, 0])
+    for column in words.unbind(1):
+        total = (total ^ column) * _FACTOR
+        total = total ^ (total >> 29)
+    return total * _FACTOR
 
 
 def _key(dataset: CrystalDataset, graph: Callable[[CrystalBatch], CrystalBatch]) -> str:

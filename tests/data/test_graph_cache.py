@@ -54,11 +54,25 @@ def moved(dataset):
     return changed
 
 
+def strained(dataset):
+    changed = dataset.subset(torch.arange(len(dataset)))
+    changed.cell[5] *= 1.01
+    return changed
+
+
+def renamed(dataset):
+    changed = dataset.subset(torch.arange(len(dataset)))
+    changed.z[changed.ptr[5]] += 1
+    return changed
+
+
 @pytest.mark.parametrize(
     ("graph", "change"),
     [
         (NearestNeighbors(7), lambda d: d),
         (GRAPH, moved),
+        (GRAPH, strained),
+        (GRAPH, renamed),
         (GRAPH, lambda d: d.subset(torch.arange(12).flip(0))),
         (GRAPH, lambda d: d.subset(torch.arange(11))),
     ],
@@ -94,6 +108,34 @@ def test_a_damaged_file_is_made_anew_with_a_message(dataset, path, caplog, damag
     assert graph.built == 12
     assert "graphs.npz is damaged" in caplog.text
     assert batch.edge_dist.equal(expected.edge_dist)
+
+
+def stacked(dataset):
+    """Sites of one crystal in another order."""
+    changed = dataset.subset(torch.arange(len(dataset)))
+    row = int(dataset.num_sites.argmax())
+    changed.pos[dataset.ptr[row] : dataset.ptr[row + 1]] = changed.pos[dataset.ptr[row] : dataset.ptr[row + 1]].flip(0)
+    return changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("change", [moved, strained, renamed, stacked])
+def test_crystals_of_equal_size_but_other_sites_are_refused(dataset, path, change, dtype):
+    dataset = dataset.subset(torch.arange(len(dataset)))
+    dataset.pos, dataset.cell = dataset.pos.to(dtype), dataset.cell.to(dtype)
+    cache = GraphCache(dataset, GRAPH, path)
+    rows = torch.arange(len(dataset))
+    cache(dataset.gather(rows.flip(0)))
+    with pytest.raises(ValueError, match="graphs of other crystals"):
+        cache(change(dataset).gather(rows))
+
+
+def test_a_subset_of_crystals_of_one_size_is_refused(make_dataset, random_crystal, path):
+    rng = np.random.default_rng(0)
+    dataset = make_dataset([random_crystal(rng, 3) for _ in range(5)])
+    cache = GraphCache(dataset, GRAPH, path)
+    with pytest.raises(ValueError, match="graphs of other crystals"):
+        cache(dataset.subset(torch.tensor([2, 1])).gather(torch.tensor([0, 1])))
 
 
 def test_crystals_of_another_data_set_are_refused(dataset, path):
