@@ -92,15 +92,10 @@ class PlannedLoader(ABC, Generic[Planned]):
         """Where the iteration stands: plain values, the same in all processes.
 
         Returns:
-            "epoch"; "position", the number of batches handed out in it; and "seed" and "crystals", which tell whether
-            they belong to this loader.
+            "epoch"; "position", the number of batches handed out in it; and all that the plan depends on, which tells
+            whether they belong to this loader.
         """
-        return {
-            "epoch": self.epoch,
-            "position": self._position,
-            "seed": self.seed,
-            "crystals": self.num_crystals,
-        }
+        return {"epoch": self.epoch, "position": self._position} | self._settings()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on where another one stood; after a complete epoch, with the following one.
@@ -109,26 +104,46 @@ class PlannedLoader(ABC, Generic[Planned]):
             state: from :meth:`state_dict` of a loader of the same crystals, seed, budget and number of processes.
 
         Raises:
-            ValueError: the state is that of other crystals or of another seed.
+            ValueError: the state is that of a loader with other batches; the message names what differs.
         """
-        for name, mine in (("seed", self.seed), ("crystals", self.num_crystals)):
-            if state[name] != mine:
-                raise ValueError(f"the state is of a loader with {name} {state[name]}; this one has {mine}")
+        mine = self._settings()
+        differ = [name for name in mine if state.get(name) != mine[name]]
+        if differ:
+            theirs, here = (
+                ", ".join(f"{name} {settings.get(name, 'unknown')}" for name in differ) for settings in (state, mine)
+            )
+            raise ValueError(
+                f"the state is of a loader with {theirs}; this one has {here}. Its batches are others, so it cannot go "
+                "on in the middle of an epoch: use the same settings"
+            )
         self.set_epoch(state["epoch"])
         if state["position"] < len(self):
             self._position = self._start = state["position"]
         else:
             self.set_epoch(state["epoch"] + 1)
 
+    def _settings(self) -> dict[str, int]:
+        """All that the batches of an epoch depend on; a number of batches says nothing where one of them differs."""
+        return {
+            "seed": self.seed,
+            "crystals": self.num_crystals,
+            "shuffle": self.shuffle,
+            "processes": self._processes()[1],
+        }
+
+    def _processes(self) -> tuple[int, int]:
+        """Number of this process, and how many share the batches."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or not self.shard:
+            return 0, 1
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
     def _built(self, planned: Planned) -> CrystalBatch:
         with torch.no_grad():
             return self._build(planned)
 
     def _share(self) -> list[Planned]:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or not self.shard:
-            return self._plan
-        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        rank, size = self._processes()
         each = -(-len(self._plan) // size)
         return [self._plan[i % len(self._plan)] for i in range(rank, each * size, size)]
 
@@ -182,6 +197,9 @@ class CrystalLoader(PlannedLoader[Tensor]):
         self.bucket = bucket
         self._num_sites = dataset.num_sites.numpy()
         super().__init__(len(dataset), seed, shuffle, shard)
+
+    def _settings(self) -> dict[str, int]:
+        return super()._settings() | {"batch_sites": self.batch_sites, "bucket": self.bucket}
 
     def _build(self, planned: Tensor) -> CrystalBatch:
         return self.graph(self.dataset.gather(planned, self.targets))

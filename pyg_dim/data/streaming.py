@@ -105,6 +105,9 @@ class StreamingLoader(PlannedLoader[_Planned]):
         self.report.log()
         super().__init__(sum(map(len, self._num_sites)), seed, shuffle, shard)
 
+    def _settings(self) -> dict[str, int]:
+        return super()._settings() | {"batch_sites": self.batch_sites, "window": self.window}
+
     def _scan(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(f"no such file: {path}")

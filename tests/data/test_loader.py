@@ -126,7 +126,8 @@ def test_it_goes_on_where_it_was_left(crystals, options):
     loader.set_epoch(2)
     first = [batch.row.tolist() for batch in itertools.islice(loader, 3)]
     state = loader.state_dict()
-    assert state == {"epoch": 2, "position": 3, "seed": 3, "crystals": 60}
+    settings = {"seed": 3, "crystals": 60, "shuffle": True, "processes": 1, "batch_sites": 40, "bucket": False}
+    assert state == {"epoch": 2, "position": 3} | settings | options
     rest = make()
     rest.load_state_dict(state)
     assert rest.state_dict() == state
@@ -136,11 +137,43 @@ def test_it_goes_on_where_it_was_left(crystals, options):
     assert rows_of(rest) == whole
     following = make()
     following.load_state_dict(rest.state_dict())
-    assert following.state_dict() == {"epoch": 3, "position": 0, "seed": 3, "crystals": 60}
+    assert following.state_dict() == state | {"epoch": 3, "position": 0}
     loader.set_epoch(3)
     assert rows_of(following) == rows_of(loader)
-    with pytest.raises(ValueError, match="a loader with seed 3; this one has 4"):
+    with pytest.raises(ValueError, match="a loader with seed 3; this one has seed 4"):
         make(4).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_sites": 20}, "batch_sites 40; this one has batch_sites 20"),
+        ({"bucket": True}, "bucket False; this one has bucket True"),
+        ({"shuffle": False}, "shuffle True; this one has shuffle False"),
+        ({"seed": 1, "bucket": True}, "seed 0, bucket False; this one has seed 1, bucket True"),
+    ],
+)
+def test_a_loader_with_other_batches_does_not_go_on(crystals, change, message):
+    state = CrystalLoader(crystals, DenseSupercell(), batch_sites=40).state_dict()
+    other = CrystalLoader(crystals, DenseSupercell(), **({"batch_sites": 40} | change))
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(state)
+    del state["batch_sites"]
+    with pytest.raises(ValueError, match="batch_sites unknown"):
+        other.load_state_dict(state)
+
+
+def test_another_number_of_processes_does_not_go_on(crystals, monkeypatch):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=40)
+    everywhere = CrystalLoader(crystals, DenseSupercell(), batch_sites=40, shard=False)
+    state = loader.state_dict()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    with pytest.raises(ValueError, match="processes 1; this one has processes 2"):
+        loader.load_state_dict(state)
+    # Each process has all batches, however many there are.
+    everywhere.load_state_dict(state)
 
 
 def test_batches_that_are_passed_over_are_not_built(crystals):

@@ -98,6 +98,9 @@ def test_it_goes_on_where_it_was_left(path):
     rest = stream(path, seed=3)
     rest.load_state_dict(loader.state_dict())
     assert first + rows_of(rest) == whole
+    for name, theirs, mine in (("window", 2, 3), ("batch_sites", 40, 30)):
+        with pytest.raises(ValueError, match=f"a loader with {name} {theirs}; this one has {name} {mine}"):
+            stream(path, seed=3, **{name: mine}).load_state_dict(loader.state_dict())
 
 
 def test_what_cannot_be_used_is_left_out_as_in_memory(path, caplog):
