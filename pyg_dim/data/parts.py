@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -108,8 +109,7 @@ class Parts:
         Returns:
             The table and the report.
         """
-        table = pq.read_table(self.path(number))
-        return table, _report_from(table.schema.metadata[_REPORT])
+        return _read(self.path(number))
 
     def remove(self) -> None:
         """Delete the parts, and the folder if nothing else lies in it."""
@@ -132,14 +132,49 @@ def make_part(entries: list[Entry], options: ImportOptions, path: Path) -> int:
         Number of entries.
     """
     report = ImportReport("")
-    table = table_of(collect(entries, options, report))
-    table = table.replace_schema_metadata({_REPORT: json.dumps(asdict(report))})
+    _write_part(table_of(collect(entries, options, report)), report, path)
+    return len(entries)
+
+
+def join_parts(pieces: Sequence[Path], path: Path) -> None:
+    """Write one part from several.
+
+    Args:
+        pieces: files of parts, in order; they stay.
+        path: file to write.
+    """
+    report = ImportReport("")
+    tables = []
+    for piece in pieces:
+        table, found = _read(piece)
+        tables.append(table.replace_schema_metadata(None))
+        report.add(found)
+    # A label that a piece lacks is missing for its crystals.
+    _write_part(pa.concat_tables(tables, promote_options="default"), report, path)
+
+
+def remove_part(path: Path) -> None:
+    """Delete a part, if it is there.
+
+    Args:
+        path: its file.
+    """
+    _checksum(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[pa.Table, ImportReport]:
+    table = pq.read_table(path)
+    return table, _report_from(table.schema.metadata[_REPORT])
+
+
+def _write_part(table: pa.Table, report: ImportReport, path: Path) -> None:
     buffer = io.BytesIO()
+    table = table.replace_schema_metadata({_REPORT: json.dumps(asdict(report))})
     pq.write_table(table, buffer, compression="zstd", compression_level=1)
     _write(path, buffer.getvalue())
     # Last: a part without it is not done.
     _write(_checksum(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
-    return len(entries)
 
 
 def _checksum(path: Path) -> Path:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from pyg_dim.data.collect import ImportOptions
-from pyg_dim.data.parts import make_part
+from pyg_dim.data.parts import join_parts, make_part, remove_part
 from pyg_dim.data.raw import UnusableCrystalError
 from pyg_dim.data.sources.base import Entry
 
@@ -95,14 +95,7 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         for entries, path in parts:
-            if not self._survives(entries, path):
-                killers = self._killers(entries, path)
-                fault = UnusableCrystalError("the reader crashed or ran out of memory")
-                checked = [
-                    entry._replace(kind="fault", content=fault) if k in killers else entry
-                    for k, entry in enumerate(entries)
-                ]
-                make_part(checked, self._options, path)
+            self._make_apart(entries, path)
             self._done(len(entries))
         self._start()
 
@@ -114,17 +107,24 @@ class Workers:
                 return False
         return True
 
-    def _killers(self, entries: list[Entry], path: Path, first: int = 0) -> set[int]:
-        """Which of some entries kill a process, by halving."""
+    def _make_apart(self, entries: list[Entry], path: Path) -> None:
+        """Make a part in a process of its own, by halves if that dies: one may need more memory than there is."""
+        if self._survives(entries, path):
+            return
         if len(entries) == 1:
-            return {first}
-        half = len(entries) // 2
-        return {
-            killer
-            for start, some in ((0, entries[:half]), (half, entries[half:]))
-            if not self._survives(some, path)
-            for killer in self._killers(some, path, first + start)
-        }
+            fault = UnusableCrystalError("the reader crashed or ran out of memory")
+            make_part([entries[0]._replace(kind="fault", content=fault)], self._options, path)
+            return
+        middle = len(entries) // 2
+        # Under other names, or a half would be taken for the part when the import goes on after a stop.
+        halves = [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(2)]
+        try:
+            self._make_apart(entries[:middle], halves[0])
+            self._make_apart(entries[middle:], halves[1])
+            join_parts(halves, path)
+        finally:
+            for half in halves:
+                remove_part(half)
 
 
 def _pool(number: int) -> ProcessPoolExecutor:
