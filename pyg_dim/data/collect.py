@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from pyg_dim.data.overlap import MIN_DISTANCE, overlaps
+from pyg_dim.data.parquet import DEPTHS, ID
 from pyg_dim.data.primitive import SYMPREC, may_be_reduced, primitive_cell
 from pyg_dim.data.raw import RawCrystals, Sites, UnusableCrystalError, keep_sound
-from pyg_dim.data.report import ImportReport, LeftOut, NotNumbers
+from pyg_dim.data.report import ImportReport, LeftOut, NotNumbers, printable
 from pyg_dim.data.sources.base import Entry
 from pyg_dim.data.sources.parse import parse
 
@@ -60,11 +61,12 @@ def collect(entries: Iterable[Entry], options: ImportOptions, report: ImportRepo
     labels: list[Mapping[str, Any]] = []
     for entry in entries:
         report.num_read += 1
+        entry = entry._replace(id=printable(entry.id))
         order.setdefault(entry.id, len(order))
         try:
             sites, remark = parse(entry)
         except UnusableCrystalError as fault:
-            report.left_out.append(LeftOut(entry.id, fault.reason, fault.detail))
+            report.left_out.append(LeftOut(entry.id, fault.reason, printable(fault.detail)))
             continue
         if remark:
             report.remarks.setdefault(remark, []).append(entry.id)
@@ -72,8 +74,10 @@ def collect(entries: Iterable[Entry], options: ImportOptions, report: ImportRepo
         found.append(sites)
         labels.append(entry.labels)
     raw = _lay_out(ids, found, _label_arrays(ids, labels, report))
+    reduced: set[str] = set()
     if options.primitive:
-        raw = _reduce(raw, found, options.symprec, report)
+        raw, rows = _reduce(raw, found, options.symprec)
+        reduced = {ids[row] for row in rows}
     nearest = overlaps(raw.pos, raw.cell, raw.species_counts)
     near = np.isfinite(nearest)
     if near.any():
@@ -81,6 +85,7 @@ def collect(entries: Iterable[Entry], options: ImportOptions, report: ImportRepo
             report.left_out.append(LeftOut(ids[row], f"sites nearer than {MIN_DISTANCE} Å", f"{nearest[row]:.3f} Å"))
         raw = raw.select(~near)
     raw = keep_sound(raw, report, options.max_sites)
+    report.num_reduced += len(reduced.intersection(raw.ids.to_pylist()))
     report.left_out[before:] = sorted(report.left_out[before:], key=lambda item: order[item.id])
     return raw
 
@@ -101,32 +106,35 @@ def _lay_out(ids: list[str], found: list[Sites], labels: dict[str, np.ndarray]) 
     )
 
 
-def _reduce(raw: RawCrystals, found: list[Sites], symprec: float, report: ImportReport) -> RawCrystals:
-    changed = False
+def _reduce(raw: RawCrystals, found: list[Sites], symprec: float) -> tuple[RawCrystals, list[int]]:
+    """The crystals in their primitive cells, and the rows of those that had another one."""
+    reduced: list[int] = []
     for row in np.flatnonzero(may_be_reduced(raw.z, raw.pos, raw.cell, raw.species_counts, symprec)).tolist():
         smaller = primitive_cell(found[row], symprec)
         if smaller is not found[row]:
             found[row] = smaller
-            report.num_reduced += 1
-            changed = True
-    return _lay_out(raw.ids.to_pylist(), found, raw.labels) if changed else raw
+            reduced.append(row)
+    return (_lay_out(raw.ids.to_pylist(), found, raw.labels) if reduced else raw), reduced
 
 
 def _label_arrays(ids: list[str], rows: list[Mapping[str, Any]], report: ImportReport) -> dict[str, np.ndarray]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     arrays = {}
     for name in names:
+        if name in (ID, *DEPTHS):
+            report.notes.append(f"column {name!r} was not read: a label cannot have this name; give it another")
+            continue
         values = np.full(len(rows), np.nan)
         texts: list[str] = []
         for k, row in enumerate(rows):
             value = _label(row.get(name))
             if value is None:
-                texts.append(f"{ids[k]}: {str(row[name])[:40]}")
+                texts.append(f"{ids[k]}: {printable(str(row[name]))[:40]}")
             else:
                 values[k] = value
         if texts:
-            report.not_numbers.setdefault(name, NotNumbers()).add(len(texts), texts)
-        arrays[name] = values
+            report.not_numbers.setdefault(printable(name), NotNumbers()).add(len(texts), texts)
+        arrays[printable(name)] = values
     return arrays
 
 

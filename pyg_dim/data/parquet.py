@@ -315,7 +315,13 @@ def table_of(raw: RawCrystals) -> pa.Table:
 
     Returns:
         The table; missing labels are null, and units lie in the metadata of the columns.
+
+    Raises:
+        ValueError: a label has the name of a required column.
     """
+    taken = [name for name in (ID, *DEPTHS) if name in raw.labels]
+    if taken:
+        raise ValueError(f"labels cannot be called {', '.join(taken)}: these columns hold the crystals; rename them")
     triple = pa.list_(pa.float64() if raw.pos.dtype.itemsize == 8 else pa.float32(), 3)
     offsets = pa.array(np.concatenate([[0], np.cumsum(raw.species_counts)]).astype(np.int32))
     species = pa.DictionaryArray.from_arrays(pa.array(raw.z.astype(np.int8)), pa.array(symbols())).cast(pa.string())

@@ -11,6 +11,18 @@ _LOGGER = logging.getLogger(__name__)
 _EXAMPLES = 3
 
 
+def printable(text: str) -> str:
+    r"""Text that can be written as UTF-8.
+
+    Args:
+        text: any; names of files may hold bytes that are no UTF-8, JSON may hold half of a character.
+
+    Returns:
+        The text, with an escape (``\udce9``) in place of each of these.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """One crystal that was left out.
@@ -82,7 +94,7 @@ class ImportReport:
         """
         self.num_read += other.num_read
         self.left_out += other.left_out
-        self.notes += other.notes
+        self.notes += [note for note in other.notes if note not in self.notes]
         self.num_reduced += other.num_reduced
         for remark, ids in other.remarks.items():
             self.remarks.setdefault(remark, []).extend(ids)

@@ -4,6 +4,7 @@ from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
 from pyg_dim.data.collect import ImportOptions, collect
+from pyg_dim.data.parquet import table_of
 from pyg_dim.data.raw import UnusableCrystalError
 from pyg_dim.data.report import ImportReport
 from pyg_dim.data.sources.base import Entry
@@ -89,3 +90,35 @@ def test_labels_stay_with_reduced_cells_and_those_left_out_do_not_shift_them():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         ImportOptions(**options)
+
+
+def test_names_that_are_no_utf8_are_escaped_and_stay_apart():
+    crystals = [("caf\udce9", SALT), ("caf\udce8", SALT), ("bad\ud800", UnusableCrystalError("unreadable", "\udce9"))]
+    raw, report = run(crystals, labels=[{"gap\ud800": 1.0}, {"gap\ud800": "\udce9"}, {}])
+    assert raw.ids.to_pylist() == ["caf\\udce9", "caf\\udce8"]
+    np.testing.assert_array_equal(raw.labels["gap\\ud800"], [1, np.nan])
+    assert [str(item) for item in report.left_out] == ["bad\\ud800 (\\udce9)"]
+    str(report).encode("utf-8")
+
+
+def test_labels_called_like_a_required_column_are_not_read():
+    raw, report = run([("a", SALT)], labels=[{"immutable_id": 1.0, "lattice_vectors": 2.0, "gap": 3.0}])
+    assert list(raw.labels) == ["gap"]
+    assert table_of(raw)["immutable_id"].to_pylist() == ["a"]
+    assert [note.split(" was ")[0] for note in report.notes] == ["column 'immutable_id'", "column 'lattice_vectors'"]
+    whole = ImportReport("test")
+    for _ in range(2):
+        whole.add(report)
+    assert whole.notes == report.notes
+    raw.labels["species_at_sites"] = np.zeros(1)
+    with pytest.raises(ValueError, match="labels cannot be called species_at_sites"):
+        table_of(raw)
+
+
+def test_only_crystals_that_are_kept_count_as_reduced():
+    near = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.05]])
+    crystals = [("salt", SALT), ("salt", SALT), ("near", near * [2, 1, 1]), ("large", SALT * [2, 1, 1])]
+    labels = [{}, {}, {}, {"gap": "inf"}]
+    raw, report = run(crystals, labels=labels)
+    assert raw.ids.to_pylist() == ["salt"]
+    assert report.num_reduced == 1

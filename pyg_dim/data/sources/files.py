@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from pyg_dim.data.report import printable
 from pyg_dim.data.sources.base import Entry, Kind, Source
 from pyg_dim.data.sources.labels import LABEL_FILE, LabelTable, read_id_prop
 
@@ -159,6 +160,6 @@ def join_labels(source: Source, table: LabelTable) -> Source:
                 entry = entry._replace(labels={**entry.labels, **labels})
             yield entry
         units.update(source.units | table.units)
-        notes.extend(source.notes + table.notes(without, seen))
+        notes.extend(source.notes + table.notes([printable(name) for name in without], seen))
 
     return Source(source.name, [*source.files, table.path], entries, source.total, units, notes)
