@@ -20,6 +20,8 @@ SPLIT_RULES: Final = get_args(SplitRule)
 
 MATBENCH_SIZES: Final = (312, 636, 1265, 4604, 4764, 4921, 5680, 10987, 18928, 106113, 132752)
 """Rows of the tasks of Matbench v0.1."""
+_MATBENCH_CLASSES: Final = (4921, 5680, 106113)
+"""Rows of the tasks that tell classes apart; matbench_mp_is_metal has as many as the regression matbench_mp_gap."""
 _MATBENCH_FOLDS: Final = 5
 _MATBENCH_SEED: Final = 18012019
 
@@ -111,21 +113,23 @@ def given_parts(dataset: CrystalDataset, how: str) -> tuple[Tensor, Tensor]:
 
 
 def matbench_folds(dataset: CrystalDataset, num_rows: int | None = None) -> Tensor:
-    """Official test fold of each crystal of a Matbench task.
+    """Official test fold of each crystal of a Matbench task of regression.
 
-    Matbench v0.1 takes scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)`` over the rows of the task, so
-    each crystal has to be known by its row: identifiers that are row numbers, as those of the published files, or a
-    data set that holds all rows in their order.
+    For these, Matbench v0.1 takes scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)`` over the rows of the
+    task, so each crystal has to be known by its row: identifiers that are row numbers, as those of the published files,
+    or a data set that holds all rows in their order. The folds of classification tasks are stratified by class; they
+    are refused.
 
     Args:
-        dataset: n crystals of the task; some may be left out.
+        dataset: n crystals of the task; some may be left out, and labels of other sources may be there.
         num_rows: rows of the whole task; by default those that were read.
 
     Returns:
         [n] int64, folds from 0 to 4.
 
     Raises:
-        ValueError: no Matbench task has that many rows, or the rows of the crystals are not known.
+        ValueError: no Matbench task has that many rows, the rows of the crystals are not known, or the task is one of
+            classification: one with as many rows, and a label of which all values are 0 or 1, and some 1.
     """
     from sklearn.model_selection import KFold
 
@@ -144,11 +148,24 @@ def matbench_folds(dataset: CrystalDataset, num_rows: int | None = None) -> Tens
             "Read the published file, whose identifiers are row numbers, and where rows were left out before say how "
             "many there were: matbench:K:ROWS"
         )
+    classes = [name for name in dataset.labels if _is_class(dataset.target(name))]
+    if total in _MATBENCH_CLASSES and classes:
+        raise ValueError(
+            f"{dataset.report.source}: the label {classes[0]!r} tells classes apart, and the official folds of "
+            "classification tasks of Matbench are stratified, which is not done here. Give the folds as a .json file "
+            "with the sets 'train' and 'val', or leave the label out if the task is one of regression"
+        )
     fold = np.empty(total, dtype=np.int64)
     parts = KFold(_MATBENCH_FOLDS, shuffle=True, random_state=_MATBENCH_SEED).split(np.zeros((total, 1)))
     for number, (_, test) in enumerate(parts):
         fold[test] = number
     return torch.from_numpy(fold[rows])
+
+
+def _is_class(values: Tensor) -> bool:
+    known = values[values.isfinite()]
+    # Not zero alone: a band gap of zero is that of a metal.
+    return bool(((known == 0) | (known == 1)).all()) and bool((known == 1).any())
 
 
 def draw_labels(dataset: CrystalDataset, name: str, n: int, seed: int = 0, among: Tensor | None = None) -> Tensor:

@@ -124,6 +124,20 @@ def test_the_official_folds(shared, make_dataset):
         assert matbench_folds(dataset).tolist() == official[name].tolist()
 
 
+def test_folds_of_classes_are_refused(make_dataset):
+    few = numbered(make_dataset, 4, ["300", "4", "77", "106000"])
+    nan = float("nan")
+    gaps = few.with_labels({"gap pbe": torch.tensor([0, 1, 0.5, nan], dtype=torch.float64)})
+    metals = few.with_labels({"gap pbe": torch.zeros(4, dtype=torch.float64)})
+    classes = few.with_labels({"is_metal": torch.tensor([0, 1, nan, 1], dtype=torch.float64)})
+    # matbench_mp_gap and matbench_mp_is_metal have the same number of rows.
+    assert matbench_folds(gaps, 106113).equal(matbench_folds(metals, 106113))
+    with pytest.raises(ValueError, match=r"the label 'is_metal' tells classes apart, .* are stratified"):
+        given_parts(classes, "matbench:0:106113")
+    # No task of this size has classes: a label of another source.
+    assert matbench_folds(classes, 132752).equal(matbench_folds(gaps, 132752))
+
+
 def test_folds_of_unknown_rows_are_refused(make_dataset):
     named = numbered(make_dataset, 312, [f"mb-{k}" for k in range(312)])
     for dataset in (
