@@ -122,6 +122,11 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
 """Subcommands: what runs, and what it is for."""
 
 
+def _num_cores() -> int:
+    # Not every system can say which of its cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _import_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog,
@@ -139,7 +144,7 @@ def _import_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-sites", type=int, default=MAX_SITES, help="sites of the largest primitive cell kept")
     parser.add_argument("--keep-cells", action="store_true", help="do not reduce cells to primitive ones")
     parser.add_argument("--symprec", type=float, default=SYMPREC, help="how exactly a cell must repeat itself, in Å")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--workers", type=int, default=_num_cores(), help="processes")
     parser.add_argument("--resume", action="store_true", help="go on with an import that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the file, discard parts of a stopped import")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from pyg_dim.data.parquet import ID, IMPORTED, table_of
 from pyg_dim.data.parts import Parts
 from pyg_dim.data.raw import ALREADY_TAKEN
 from pyg_dim.data.reading import CHUNK, chunks, concatenate, drop_texts
-from pyg_dim.data.report import ImportReport, LeftOut
+from pyg_dim.data.report import ImportReport, LeftOut, printable
 from pyg_dim.data.sources.base import Source
 from pyg_dim.data.workers import Workers
 
@@ -58,7 +59,7 @@ def import_crystals(
         The report.
 
     Raises:
-        ValueError: the file exists or parts of a stopped import lie beside it, and nothing was said about them; the
+        ValueError: the file, its report or parts of a stopped import are there, and nothing was said about them; the
             parts to go on with are of another import; a source is damaged as a whole; no crystal can be used. Nothing
             is written then.
         FileNotFoundError: the folder of ``out`` does not exist.
@@ -106,7 +107,7 @@ def show_report(report: ImportReport, out: str | Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "crystals", "for example", title=escape(report.source))
+    table = Table("", "crystals", "for example", title=escape(printable(report.source)))
     table.columns[1].justify = "right"
     table.add_row("read", str(report.num_read))
     for reason, count in report.counts().items():
@@ -117,8 +118,8 @@ def show_report(report: ImportReport, out: str | Path) -> None:
     console = Console()
     console.print(table)
     for note in report.all_notes():
-        console.print(escape(note))
-    console.print(escape(f"{out}\n{report_path(out)}: every crystal that was left out, and why"))
+        console.print(escape(printable(note)))
+    console.print(escape(printable(f"{out}\n{report_path(out)}: every crystal that was left out, and why")))
 
 
 def _check_target(out: Path, source: Source, overwrite: bool) -> None:
@@ -126,11 +127,13 @@ def _check_target(out: Path, source: Source, overwrite: bool) -> None:
         raise ValueError(f"{out}: the last argument is the file to write and must end in .parquet")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.parent}")
-    if out.exists():
-        if any(out.samefile(file) for file in source.files):
-            raise ValueError(f"{out} is both a source and the file to write")
+    for target in (out, report_path(out)):
+        if not target.exists():
+            continue
+        if any(target.samefile(file) for file in source.files):
+            raise ValueError(f"{target} is both a source and a file to write; give OUT.parquet another name")
         if not overwrite:
-            raise ValueError(f"{out} exists; --overwrite replaces it")
+            raise ValueError(f"{target} exists; --overwrite replaces it")
 
 
 def _plan(source: Source, options: ImportOptions) -> dict[str, Any]:
@@ -176,21 +179,25 @@ def _merge(source: Source, options: ImportOptions, parts: Parts, number: int, ou
     settings = {"version": __version__, **asdict(options), "min_distance": MIN_DISTANCE}
     schema = table_of(empty).schema.with_metadata({IMPORTED: json.dumps(settings)})
 
+    filled = Counter(dict.fromkeys(empty.labels, 0))
     temporary = out.with_name(out.name + ".tmp")
     seen: set[str] = set()
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        waiting: list[pa.Table] = []
-        for part in range(number):
-            waiting.append(_fit(_without_repeated(parts.read(part)[0], seen, report), schema))
-            if sum(map(len, waiting)) >= _ROW_GROUP or part == number - 1:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=2 * _ROW_GROUP)
-                waiting = []
-    if not seen:
-        temporary.unlink()
-        raise ValueError(f"no usable crystal\n{report}")
-    filled = {name: values[name] for name in empty.labels}
-    _write_report(report, settings, filled, source.units, out)
-    os.replace(temporary, out)
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            waiting: list[pa.Table] = []
+            for part in range(number):
+                table = _fit(_without_repeated(parts.read(part)[0], seen, report), schema)
+                filled.update({name: len(table) - table[name].null_count for name in filled})
+                waiting.append(table)
+                if sum(map(len, waiting)) >= _ROW_GROUP or part == number - 1:
+                    writer.write_table(pa.concat_tables(waiting), row_group_size=2 * _ROW_GROUP)
+                    waiting = []
+        if not seen:
+            raise ValueError(f"no usable crystal\n{report}")
+        _write_report(report, settings, filled, source.units, out)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return report
 
 
@@ -234,5 +241,10 @@ def _write_report(
     }
     target = report_path(out)
     temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, target)
+    try:
+        # Names of files need not be UTF-8; the escape is one of JSON too.
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -118,7 +118,11 @@ def test_identifiers_of_all_parts_and_sources_differ(folder, tmp_path, small_par
     )
     assert report.counts()["identifier already taken"] == 2
     assert report.num_kept == 4
-    assert load_dataset(tmp_path / "o.parquet").ids.to_pylist() == ["c0", "c1", "c4", "c5"]
+    assert pq.read_table(tmp_path / "o.parquet")["immutable_id"].to_pylist() == ["c0", "c1", "c4", "c5"]
+    # Values of crystals that are not in the file do not count.
+    import_crystals(open_sources([folder, folder]), tmp_path / "twice.parquet", OPTIONS)
+    written = json.loads((tmp_path / "twice.report.json").read_text(encoding="utf-8"))
+    assert written["labels"]["gap"]["values"] == 2
 
 
 def test_labels_that_only_some_parts_have(tmp_path, small_parts):
@@ -143,7 +147,7 @@ def test_nothing_is_overwritten_unless_told(folder, tmp_path):
     assert left_behind(tmp_path) == ["out.parquet"]
     run(folder, out, overwrite=True)
     assert len(load_dataset(out)) == 4
-    with pytest.raises(ValueError, match="is both a source and the file to write"):
+    with pytest.raises(ValueError, match="is both a source and a file to write"):
         import_crystals(open_sources([out]), out, OPTIONS, overwrite=True)
     with pytest.raises(ValueError, match=r"must end in \.parquet"):
         run(folder, tmp_path / "cifs")
@@ -151,6 +155,50 @@ def test_nothing_is_overwritten_unless_told(folder, tmp_path):
         run(folder, tmp_path / "nowhere" / "out.parquet")
     with pytest.raises(ValueError, match="workers must be at least 1"):
         run(folder, tmp_path / "more.parquet", workers=0)
+
+
+def test_a_report_is_not_replaced_unless_told(folder, tmp_path):
+    report, out = tmp_path / "mine.report.json", tmp_path / "mine.parquet"
+    report.write_text("precious")
+    with pytest.raises(ValueError, match=r"mine\.report\.json exists; --overwrite replaces it"):
+        run(folder, out)
+    source = open_sources([folder])
+    source.files.append(report)
+    with pytest.raises(ValueError, match=r"mine\.report\.json is both a source and a file to write"):
+        import_crystals(source, out, OPTIONS, overwrite=True)
+    assert report.read_text() == "precious"
+    assert left_behind(tmp_path) == ["mine.report.json"]
+    run(folder, out, overwrite=True)
+    assert json.loads(report.read_text(encoding="utf-8"))["kept"] == 4
+
+
+@pytest.mark.parametrize("stopped", ["_fit", "_write_report"])
+def test_a_stop_while_parts_are_put_together_leaves_only_the_parts(folder, tmp_path, monkeypatch, stopped):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stopped, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "out.parquet")
+    assert left_behind(tmp_path) == ["out.parquet.parts"]
+    assert run(folder, tmp_path / "out.parquet", resume=True).num_kept == 4
+
+
+def test_a_name_that_is_no_utf8_does_not_end_the_import(folder, tmp_path, capsys):
+    CSCL.to(str(folder / "caf.cif"))
+    try:
+        os.rename(folder / "caf.cif", os.fsencode(folder) + b"/caf\xe9.cif")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    out = tmp_path / "out.parquet"
+    report = run(folder, out)
+    assert pq.read_table(out)["immutable_id"].to_pylist()[-1] == "caf\\udce9"
+    notes = json.loads(report_path(out).read_text(encoding="utf-8"))["notes"]
+    assert any("caf\\udce9" in note for note in notes)
+    report.source = "caf\udce9"
+    module.show_report(report, out)
+    assert "caf\\udce9" in capsys.readouterr().out
 
 
 def test_a_source_without_a_usable_crystal_writes_nothing(folder, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pyg_dim.data.report import printable
 from pyg_dim.data.sources.base import Entry, Kind, Source
-from pyg_dim.data.sources.labels import LABEL_FILE, LabelTable, read_id_prop
+from pyg_dim.data.sources.labels import LABEL_FILE, LabelTable, read_id_prop, without_ending
 
 _POSCAR = re.compile(r"(POSCAR|CONTCAR)([._-].*)?|.*\.(vasp|poscar)", re.I)
 
@@ -39,21 +39,17 @@ def identifiers(paths: Sequence[PurePosixPath]) -> tuple[list[str], bool]:
         The names of the files without ending; where two files have the same name, the places of all without ending
         (``"run1"`` for ``run1/POSCAR``). And whether that was so.
     """
-    short = [_without_ending(path.name) for path in paths]
+    short = [without_ending(path.name) for path in paths]
     if len(set(short)) == len(short):
         return short, False
     long = []
     for path in paths:
-        folder, name = path.parent.as_posix(), _without_ending(path.name)
+        folder, name = path.parent.as_posix(), without_ending(path.name)
         if folder == ".":
             long.append(name)
         else:
             long.append(folder if path.name in ("POSCAR", "CONTCAR") else f"{folder}/{name}")
     return long, True
-
-
-def _without_ending(name: str) -> str:
-    return re.sub(r"(?<=.)\.(cif|vasp|poscar)$", "", name, flags=re.I)
 
 
 def structure_files(name: str, files: Sequence[Path], root: Path) -> Source:

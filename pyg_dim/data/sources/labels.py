@@ -56,6 +56,18 @@ class LabelTable:
         ]
 
 
+def without_ending(name: str) -> str:
+    """The identifier that a structure file has.
+
+    Args:
+        name: name of the file.
+
+    Returns:
+        The name without ``.cif``, ``.vasp`` or ``.poscar``.
+    """
+    return re.sub(r"(?<=.)\.(cif|vasp|poscar)$", "", name, flags=re.I)
+
+
 def split_unit(name: str) -> tuple[str, str]:
     """Take the unit out of the name of a column.
 
@@ -100,7 +112,7 @@ def read_id_prop(path: Path, ids: Sequence[str]) -> LabelTable:
         ValueError: the file cannot be read.
     """
     # Some write the identifier with the ending of the file.
-    lines = [(number, [_bare(name), *cells]) for number, (name, *cells) in _csv_lines(path)]
+    lines = [(number, [without_ending(name), *cells]) for number, (name, *cells) in _csv_lines(path)]
     if not lines or len(lines[0][1]) < 2:
         raise ValueError(f"{path}: expected lines of an identifier and a value, separated by a comma")
     name, *cells = lines[0][1]
@@ -138,7 +150,7 @@ def read_labels(path: Path, id_column: str | None = None) -> LabelTable:
     header = _column_names(path, names[:place] + names[place + 1 :])
     moved = []
     for number, cells in lines[1:]:
-        identifier = _bare(cells[place]) if place < len(cells) else ""
+        identifier = without_ending(cells[place]) if place < len(cells) else ""
         moved.append((number, [identifier, *cells[:place], *cells[place + 1 :]]))
     return _table(path, header, moved)
 
@@ -159,10 +171,6 @@ def _table(path: Path, header: Sequence[str], lines: Iterable[tuple[int, list[st
         else:
             table.rows[name] = dict(zip(names, cells, strict=False))
     return table
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"\.cif$", "", name, flags=re.I)
 
 
 def _is_text(cell: str) -> bool:

@@ -52,6 +52,13 @@ def test_labels_join_by_name_of_the_file(folder):
     ]
 
 
+def test_labels_join_by_name_with_the_ending_of_any_structure_file(folder):
+    CSCL.to(str(folder / "d.vasp"), fmt="poscar")
+    raw, report = read(folder, "file,gap\na.CIF,1\nb.cif,2\nc,3\nd.vasp,4\n")
+    assert raw.labels["gap"].tolist() == [1, 2, 3, 4]
+    assert report.notes == []
+
+
 def test_the_column_of_identifiers_can_be_another_and_units_can_be_given(folder):
     text = "gap [eV],name,energy\n1,a,-1\n2,b,-2\n3,c,-3\n"
     raw, _ = read(folder, text, labels_id="name", units={"energy": "eV/atom", "gap": "Ha"})
