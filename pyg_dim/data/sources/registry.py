@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ from pyg_dim.data.sources.archives import is_archive, open_archive
 from pyg_dim.data.sources.ase_formats import is_ase_json, open_ase_db, open_extxyz
 from pyg_dim.data.sources.base import Entry, Source
 from pyg_dim.data.sources.files import kind_of, open_file, open_folder, open_pattern
+from pyg_dim.data.sources.labels import LABEL_FILE
 from pyg_dim.data.sources.matbench import is_task, open_task
 from pyg_dim.data.sources.optimade import open_optimade
 from pyg_dim.data.sources.split_json import open_split_json
@@ -54,12 +55,23 @@ def open_source(source: str | Path, id_column: str | None = None) -> Source:
         tables = sorted(path.glob("*.parquet"))
         if not tables:
             return open_folder(path)
+        others = sorted(file.name for file in path.iterdir() if kind_of(file.name) and file.is_file())
+        if others:
+            raise ValueError(
+                f"the folder {path} holds Parquet files ({tables[0].name}) and {len(others)} CIFs or POSCARs "
+                f"({others[0]}); give them apart, '{path}/*.cif' and '{path}/{tables[0].name}', or move one kind away"
+            )
         return together([_open_parquet(table, id_column) for table in tables], str(path))
     name = path.name.lower()
     if kind_of(path.name):
         return open_file(path)
     if is_archive(name):
-        return open_archive(path)
+        source = open_archive(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                labels = [name for name in archive.namelist() if PurePosixPath(name).name == LABEL_FILE]
+            source.notes += [f"{name} in the archive was not read: unpack it for its labels" for name in labels]
+        return source
     if name.endswith(".parquet"):
         return _open_parquet(path, id_column)
     if name.endswith((".csv", ".csv.gz")):
@@ -86,6 +98,9 @@ def _open_parquet(path: Path, id_column: str | None) -> Source:
 def together(sources: Sequence[Source], name: str | None = None) -> Source:
     """Several sources as one.
 
+    Where several of them begin with the identifier 0, as those whose rows are only numbered do, theirs are made to
+    differ by the name of the file: ``train/0`` for the first crystal of ``train.csv``.
+
     Args:
         sources: the sources, in order.
         name: how they are called together.
@@ -101,7 +116,15 @@ def together(sources: Sequence[Source], name: str | None = None) -> Source:
 
     def entries() -> Iterator[Entry]:
         notes.clear()
-        yield from chain.from_iterable(source.entries() for source in sources)
+        prefixes = _prefixes(sources)
+        for k, source in enumerate(sources):
+            if k in prefixes:
+                yield from (entry._replace(id=f"{prefixes[k]}/{entry.id}") for entry in source.entries())
+            else:
+                yield from source.entries()
+        if prefixes:
+            some = next(iter(prefixes.values()))
+            notes.append(f"{len(prefixes)} sources number their crystals from 0: identifiers are {some}/0 and so on")
         for source in sources:
             units.update(source.units)
             notes.extend(f"{source.name}: {note}" for note in source.notes)
@@ -114,3 +137,17 @@ def together(sources: Sequence[Source], name: str | None = None) -> Source:
         units,
         notes,
     )
+
+
+def _prefixes(sources: Sequence[Source]) -> dict[int, str]:
+    """What tells the identifiers of sources apart that number their crystals; empty where fewer than two do."""
+    if len(sources) < 2:
+        return {}
+    first = (next(source.entries(), None) for source in sources)
+    numbered = [k for k, entry in enumerate(first) if entry is not None and entry.id == "0"]
+    if len({sources[k].name for k in numbered}) < 2:
+        return {}
+    stems = [Path(sources[k].name).name.partition(".")[0] for k in numbered]
+    if len(set(stems)) < len(stems):
+        stems = [sources[k].name for k in numbered]
+    return dict(zip(numbered, stems, strict=True))
