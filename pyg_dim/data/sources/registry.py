@@ -66,12 +66,12 @@ def open_source(source: str | Path, id_column: str | None = None) -> Source:
     if kind_of(path.name):
         return open_file(path)
     if is_archive(name):
-        source = open_archive(path)
+        archived = open_archive(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 labels = [name for name in archive.namelist() if PurePosixPath(name).name == LABEL_FILE]
-            source.notes += [f"{name} in the archive was not read: unpack it for its labels" for name in labels]
-        return source
+            archived.notes += [f"{name} in the archive was not read: unpack it for its labels" for name in labels]
+        return archived
     if name.endswith(".parquet"):
         return _open_parquet(path, id_column)
     if name.endswith((".csv", ".csv.gz")):
