@@ -26,6 +26,9 @@ _SLACK: Final = 1.5
 _MAX_PROBES: Final = 32
 """Sites that are moved by a candidate before spglib decides."""
 
+_PAIRS: Final = 200_000
+"""Pairs of sites that are compared at once, of about 150 bytes each."""
+
 
 def primitive_cell(sites: Sites, symprec: float = SYMPREC) -> Sites:
     """Reduce a cell to the primitive one where it repeats itself; else return it as it is.
@@ -115,25 +118,64 @@ def may_be_reduced(
     alive = np.linalg.norm(miss, axis=1) <= _SLACK * divisor[crystal] * symprec
     shift, crystal = shift[alive], crystal[alive]
 
-    for probe in range(_MAX_PROBES):
-        due = np.flatnonzero(probe < counts[crystal])
-        if not len(due):
-            break
-        of = crystal[due]
-        # From the last site on: files list the rarest element together, and other elements tell more.
-        moved = start[of] + counts[of] - 1 - probe
-        each = counts[of]
-        other = ragged_index(start[of], each)
-        difference = np.repeat(fractional[moved] + shift[due], each, axis=0) - fractional[other]
-        difference -= np.round(difference)
-        distance = np.linalg.norm(np.einsum("ni,nij->nj", difference, cell[row[other]]), axis=1)
-        hit = (distance <= _SLACK * symprec) & (z[other] == np.repeat(z[moved], each))
-        met = np.ones(len(crystal), dtype=bool)
-        met[due] = np.logical_or.reduceat(hit, np.cumsum(each) - each)
-        shift, crystal = shift[met], crystal[met]
+    # One translation is enough: few are tried first, then twice as many at a time, for the crystals still open.
+    _, begin, amount = np.unique(crystal, return_index=True, return_counts=True)
+    attempt = np.log2(np.arange(len(crystal)) - np.repeat(begin, amount) + 1).astype(np.int64)
     result = np.zeros(n, dtype=bool)
-    result[crystal] = True
+    for number in range(int(attempt.max(initial=-1)) + 1):
+        chosen = np.flatnonzero((attempt == number) & ~result[crystal])
+        for probe in range(_MAX_PROBES):
+            due = probe < counts[crystal[chosen]]
+            of = crystal[chosen[due]]
+            if not len(of):
+                break
+            # From the last site on: files list the rarest element together, and other elements tell more.
+            moved = start[of] + counts[of] - 1 - probe
+            met = np.ones(len(chosen), dtype=bool)
+            met[due] = _meets_equal(z, fractional, cell[of], moved, shift[chosen[due]], start[of], counts[of], symprec)
+            chosen = chosen[met]
+        result[crystal[chosen]] = True
     return result
+
+
+def _meets_equal(
+    z: np.ndarray,
+    fractional: np.ndarray,
+    cell: np.ndarray,
+    moved: np.ndarray,
+    shift: np.ndarray,
+    start: np.ndarray,
+    counts: np.ndarray,
+    symprec: float,
+) -> np.ndarray:
+    """Whether sites that are moved come to lie on a site of their element.
+
+    Args:
+        z: [N] int64, atomic numbers.
+        fractional: [N, 3] float64, fractional coordinates.
+        cell: [c, 3, 3] float64, lattice vectors of the crystal of each moved site, in angstrom.
+        moved: [c] int64, sites.
+        shift: [c, 3] float64, by which each is moved, in fractional coordinates.
+        start: [c] int64, first site of its crystal.
+        counts: [c] int64, sites of its crystal.
+        symprec: how exactly sites must be repeated, in angstrom.
+
+    Returns:
+        [c] bool.
+    """
+    place, species = fractional[moved] + shift, z[moved]
+    meets = np.zeros(len(moved), dtype=bool)
+    block = np.cumsum(counts) // _PAIRS
+    for part in np.split(np.arange(len(moved)), np.flatnonzero(np.diff(block)) + 1):
+        each = counts[part]
+        owner = np.repeat(part, each)
+        other = ragged_index(start[part], each)
+        difference = place[owner] - fractional[other]
+        difference -= np.round(difference)
+        distance = np.linalg.norm(np.einsum("ni,nij->nj", difference, cell[owner]), axis=1)
+        hit = (distance <= _SLACK * symprec) & (z[other] == species[owner])
+        meets[part] = np.logical_or.reduceat(hit, np.cumsum(each) - each)
+    return meets
 
 
 def usable_cells(pos: np.ndarray, cell: np.ndarray, counts: np.ndarray) -> np.ndarray:

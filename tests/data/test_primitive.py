@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -44,8 +46,10 @@ def supercell_with_disorder(rng, random_crystal, shift):
     return np.tile(z, times)[order], (wrapped[order] % 1) @ larger, larger
 
 
+@pytest.mark.parametrize("pairs", [7, 200_000])
 @pytest.mark.parametrize("shift", [0, 2e-4, 1e-3, 1e-2])
-def test_the_search_without_spglib_misses_no_cell_that_it_reduces(random_crystal, shift):
+def test_the_search_without_spglib_misses_no_cell_that_it_reduces(random_crystal, shift, pairs, monkeypatch):
+    monkeypatch.setattr("pyg_dim.data.primitive._PAIRS", pairs)
     rng = np.random.default_rng(0)
     crystals = [supercell_with_disorder(rng, random_crystal, shift) for _ in range(60)]
     may = may_be_reduced(*lay_side_by_side(crystals))
@@ -77,6 +81,33 @@ def test_a_translation_must_repeat_every_site():
         moved[site, 1] += 0.1
         broken = repeated[0], moved, repeated[2]
         assert may_be_reduced(*lay_side_by_side([broken, repeated])).tolist() == [False, True]
+
+
+def test_large_cells_take_little_memory():
+    places = 3 * np.stack(np.meshgrid(*[np.arange(9.0)] * 3), axis=-1).reshape(-1, 3)
+    broken = places.copy()
+    broken[-1] += 0.5
+    crystals = [(np.full(729, 29), pos, 27 * np.eye(3)) for pos in (places, broken, broken, broken)]
+    side_by_side = lay_side_by_side(crystals)
+    tracemalloc.start()
+    found = may_be_reduced(*side_by_side)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.tolist() == [True, False, False, False]
+    # All translations of all crystals with all sites would be 300 megabytes.
+    assert peak < 60e6
+
+
+def test_only_the_last_candidate_is_a_translation():
+    # On a grid of twelfths, each of the eleven other sites might be twelve steps of a translation away.
+    rng = np.random.default_rng(1)
+    grid = np.stack(np.meshgrid(np.arange(1, 6), np.arange(1, 12), np.arange(1, 12)), axis=-1).reshape(-1, 3) / 12
+    half = np.concatenate([np.zeros((1, 3)), rng.choice(grid, 5, replace=False)])
+    both = np.concatenate([half, half[::-1] + np.array([0.5, 0, 0])])
+    cell = 12 * np.eye(3)
+    crystal = (np.full(12, 29), both @ cell, cell)
+    assert len(primitive_cell(crystal)[0]) == 6
+    assert may_be_reduced(*lay_side_by_side([crystal, crystal])).all()
 
 
 def test_the_search_passes_over_cells_without_distances():
