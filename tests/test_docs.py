@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -47,6 +48,8 @@ def test_every_fence_is_found():
 def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch, capsys):
     """All blocks of a page in one namespace; a ``text`` block right below one is what it prints."""
     monkeypatch.chdir(tmp_path)
+    # The command, called by other tests, lets the package speak on the same stream.
+    monkeypatch.setattr(logging.getLogger("pyg_dim"), "handlers", [])
     namespace = {"__name__": "docs"}
     printed = ""
     for block in blocks(page):

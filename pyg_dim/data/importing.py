@@ -194,6 +194,9 @@ def _merge(source: Source, options: ImportOptions, parts: Parts, number: int, ou
                     waiting = []
         if not seen:
             raise ValueError(f"no usable crystal\n{report}")
+        report.notes.append(_labels_text(filled, source.units, report.num_kept))
+        if strange := sorted(source.units.keys() - filled.keys()):
+            report.notes.append(f"there is no label {', '.join(strange)}: a unit was given and not used")
         _write_report(report, settings, filled, source.units, out)
         os.replace(temporary, out)
     finally:
@@ -218,6 +221,11 @@ def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def _labels_text(values: Mapping[str, int], units: Mapping[str, str], kept: int) -> str:
+    texts = [f"{name} ({', '.join(filter(None, [units.get(name), f'{n} of {kept}']))})" for name, n in values.items()]
+    return f"labels: {', '.join(texts) or 'none'}"
 
 
 def _write_report(
