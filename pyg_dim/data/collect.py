@@ -142,6 +142,8 @@ def _label(value: Any) -> float | None:
     """A label as a number, NaN where it is missing; None where it is something else."""
     if value is None or value == "":
         return math.nan
+    if isinstance(value, str) and "_" in value:
+        return None  # a number to Python alone
     try:
         return float(value)
     except OverflowError:

@@ -106,7 +106,7 @@ def together(sources: Sequence[Source], name: str | None = None) -> Source:
         name: how they are called together.
 
     Returns:
-        One source with all of their crystals.
+        One source with all of their crystals. Reading it raises a ValueError where they give one label in two units.
     """
     if len(sources) == 1 and name is None:
         return sources[0]
@@ -126,7 +126,12 @@ def together(sources: Sequence[Source], name: str | None = None) -> Source:
             some = next(iter(prefixes.values()))
             notes.append(f"{len(prefixes)} sources number their crystals from 0: identifiers are {some}/0 and so on")
         for source in sources:
-            units.update(source.units)
+            for label, unit in source.units.items():
+                if units.setdefault(label, unit) != unit:
+                    raise ValueError(
+                        f"{source.name} gives the label {label} in {unit}, another source in {units[label]}: import "
+                        "them one by one"
+                    )
             notes.extend(f"{source.name}: {note}" for note in source.notes)
 
     return Source(

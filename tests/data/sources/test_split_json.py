@@ -160,3 +160,16 @@ def test_a_label_in_two_units_is_refused(tmp_path):
     (tmp_path / "m.json").write_bytes(split_json([SALT], **{"gap (eV)": [1.5], "gap (meV)": [1500.0]}))
     with pytest.raises(ValueError, match=r"m\.json has columns of the same name, units aside: gap"):
         read(tmp_path / "m.json")
+
+
+def test_sources_in_two_units_are_refused(tmp_path):
+    for name, column, value in (("a", "gap (eV)", 1.5), ("b", "gap (meV)", 1500.0)):
+        (tmp_path / f"{name}.json").write_bytes(split_json([SALT], **{column: [value]}))
+    with pytest.raises(ValueError, match=r"b\.json gives the label gap in meV, another source in eV"):
+        read_crystals(open_sources([tmp_path / "a.json", tmp_path / "b.json"]), ImportOptions(50))
+
+
+def test_what_is_a_number_to_python_alone_is_none(tmp_path):
+    (tmp_path / "m.json").write_bytes(split_json([SALT, CSCL], gap=["1_000", "2.5"]))
+    raw, _ = read(tmp_path / "m.json")
+    assert "gap" not in raw.labels or np.isnan(raw.labels["gap"][0])
