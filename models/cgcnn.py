@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,25 +12,13 @@ from torch import Tensor, nn
 
 from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
-from pyg_dim.data.elements import MAX_Z, NUM_FEATURES, site_features
 from pyg_dim.data.graphs import NearestNeighbors
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
-from pyg_dim.models.encoder import Encoder, Representation
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that also takes a batch without statistics of its own.
-
-    In training mode fewer than two rows (a crystal of one site alone, a batch without edges) are normalised with the
-    running statistics, and leave them as they are.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[n, C] to [n, C], n = 0 and 1 included."""
-        if self.training and input.size(0) < 2:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
+from pyg_dim.models.batch_norm import BatchNorm
+from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.models.gaussians import gaussians
+from pyg_dim.models.site_input import SiteInput
 
 
 class GatedConvolution(nn.Module):
@@ -79,18 +68,9 @@ class GatedConvolution(nn.Module):
         return F.softplus(x + self.sum_norm(total))
 
 
-def _feature_scale() -> tuple[Tensor, Tensor]:
-    """[9] mean and [9] standard deviation of the site features over the elements; of oxidation states 0 and 1."""
-    z = torch.arange(1, MAX_Z + 1)
-    features = site_features(z, torch.zeros(MAX_Z, dtype=torch.float64), torch.float64)
-    spread = features.std(dim=0, correction=0)
-    return features.mean(dim=0), torch.where(spread > 0, spread, 1.0)
-
-
 class CGCNN(Encoder):
     r"""CGCNN with a level of Deep InfoMax for each convolution and one for the crystal.
 
-    Site features are brought to zero mean and unit spread over the elements, since nothing scales them later.
     Distances are expanded in Gaussians, :math:`e^{-(d - \mu)^2 / s^2}` with :math:`\mu = 0, s, 2s, \dots` up to the
     cutoff. The convolutions are followed by the mean over sites, softplus, the crystal layer and one more softplus,
     which belongs to the head here: the crystal layer itself is unbounded, as noise and KL term want it.
@@ -109,8 +89,8 @@ class CGCNN(Encoder):
         pad: fill up missing neighbours as the authors' program does: with edges from the first site of the crystal, of
             length ``cutoff + 1``.
         ties: keep all neighbours that are as far as the k-th; not together with ``pad``.
-        species_channels: length of vectors that describe the species in place of the site features. They are a
-            buffer, NaN until ``load_cgcnn_checkpoint`` or the state of another encoder fills it.
+        species_channels: length of vectors that describe the species in place of the site features, see
+            :class:`~pyg_dim.models.site_input.SiteInput`.
         noise: noise on all representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
         critic: what scores constituents: "dot_product", "bilinear".
@@ -123,9 +103,7 @@ class CGCNN(Encoder):
     """
 
     name: ClassVar[str] = "cgcnn"
-    species: Tensor | None
-    feature_mean: Tensor
-    feature_spread: Tensor
+    source: ClassVar[str] = "Xie and Grossman, Phys. Rev. Lett. 2018, 120, 145301"
 
     def __init__(
         self,
@@ -160,47 +138,15 @@ class CGCNN(Encoder):
         self.gaussian_step = gaussian_step
         self.gaussians = round(cutoff / gaussian_step) + 1
 
-        table = None if species_channels is None else torch.full((MAX_Z + 1, species_channels), float("nan"))
-        self.register_buffer("species", table)
-        self._looked_up = False
-        mean, spread = _feature_scale()
-        self.register_buffer("feature_mean", mean.float())
-        self.register_buffer("feature_spread", spread.float())
-        self.embed_site = nn.Linear(species_channels or NUM_FEATURES, site_channels)
+        level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
+        self.site_input = SiteInput(species_channels)
+        self.embed_site = nn.Linear(self.site_input.channels, site_channels)
         self.convolutions = nn.ModuleList(GatedConvolution(site_channels, self.gaussians) for _ in range(convolutions))
         self.convolution_levels = nn.ModuleList(
-            Level(
-                site_channels,
-                site_channels + self.gaussians,
-                scope="site",
-                noise=noise,
-                kl=kl,
-                critic=critic,
-                estimator=estimator,
-            )
-            for _ in range(convolutions)
+            level(site_channels, site_channels + self.gaussians, scope="site") for _ in range(convolutions)
         )
         self.output = nn.Linear(site_channels, crystal_channels)
-        self.global_level = Level(
-            crystal_channels,
-            site_channels,
-            hidden_channels=site_channels,
-            scope="crystal",
-            noise=noise,
-            kl=kl,
-            critic=critic,
-            estimator=estimator,
-        )
-
-    def set_compile(self, enabled: bool) -> None:
-        """Run the critics of the convolutions through torch.compile (the same numbers), or eagerly.
-
-        Args:
-            enabled: whether to compile.
-        """
-        for level in self.convolution_levels.modules():
-            if isinstance(level, Level):
-                level.compiled = enabled
+        self.global_level = level(crystal_channels, site_channels, hidden_channels=site_channels, scope="crystal")
 
     def expand(self, distance: Tensor) -> Tensor:
         """Gaussians of distances.
@@ -211,40 +157,24 @@ class CGCNN(Encoder):
         Returns:
             [E, P] values in [0, 1].
         """
-        centre = torch.arange(self.gaussians, dtype=distance.dtype, device=distance.device) * self.gaussian_step
-        return (-((distance[:, None] - centre) / self.gaussian_step).square()).exp()
+        last = (self.gaussians - 1) * self.gaussian_step
+        return gaussians(distance, 0.0, last, self.gaussians, self.gaussian_step**-2)
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`.
 
         Raises:
-            ValueError: in evaluation mode, or at the first batch: an element that no species vector describes.
+            ValueError: see :class:`~pyg_dim.models.site_input.SiteInput`.
         """
         source, target = batch.edge_index
         edge = self.expand(batch.edge_dist)
-        if self.species is None:
-            site = self.embed_site((batch.x - self.feature_mean) / self.feature_spread)
-        else:
-            self._require_vectors(batch.z)
-            site = self.embed_site(self.species[batch.z])
+        site = self.embed_site(self.site_input(batch))
         for convolution, level in zip(self.convolutions, self.convolution_levels, strict=True):
             site = level(
                 convolution(site, edge, source, target),
                 constituents=Constituents((site, source), (edge, None)),
                 index=target,
             )
-        sums = site.new_zeros(batch.num_graphs, site.size(1)).index_add(0, batch.batch, site)
-        hidden = F.softplus(sums / batch.ptr.diff().to(site.dtype)[:, None])
+        hidden = F.softplus(site_mean(site, batch))
         crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
         return Representation(crystal, hidden, site)
-
-    def _require_vectors(self, z: Tensor) -> None:
-        # Looked at once while training: it makes the host wait for the device.
-        if self.species is None or (self.training and self._looked_up):
-            return
-        self._looked_up = True
-        if unknown := z[self.species[z].isnan().any(dim=1)].unique().tolist():
-            raise ValueError(
-                f"there are no atom vectors for the elements with atomic numbers {unknown}; load_cgcnn_checkpoint "
-                "fills them in, or the state of an encoder that has them"
-            )

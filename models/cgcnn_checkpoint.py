@@ -129,8 +129,8 @@ def load_cgcnn_checkpoint(
     _fill(predictor, state, path)
     predictor.mean.fill_(mean)
     predictor.std.fill_(std)
-    assert encoder.species is not None  # noqa: S101 - it was built with a table
-    _fill_species(encoder.species, Path(atom_vectors))
+    assert encoder.site_input.species is not None  # noqa: S101 - it was built with a table
+    _fill_species(encoder.site_input.species, Path(atom_vectors))
     return predictor.eval()
 
 

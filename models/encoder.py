@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from pyg_dim.level import Level
+
 Readout = Literal["global", "full"]
 READOUTS: Final = ("global", "full")
 
@@ -34,12 +36,14 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         name: name in the registry.
+        source: where the architecture was published.
         config: the constructor's arguments, as plain values: ``build(name, **config)`` makes an equal encoder.
         graph: what adds edges to a batch: ``graph(batch) -> batch``.
         channels: length D of the global representation.
     """
 
     name: ClassVar[str]
+    source: ClassVar[str]
     config: dict[str, Any]
     graph: Callable[[Any], Any]
     channels: int
@@ -100,6 +104,25 @@ class Encoder(nn.Module, ABC):
     def set_compile(self, enabled: bool) -> None:
         """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
 
+        Here those are the critics of all levels but those of crystals, whose constituents are few.
+
         Args:
             enabled: whether to compile.
         """
+        for level in self.modules():
+            if isinstance(level, Level) and level.scope != "crystal":
+                level.compiled = enabled
+
+
+def site_mean(values: Tensor, batch: Any) -> Tensor:
+    """Mean over the sites of each crystal.
+
+    Args:
+        values: [N, C] numbers of the sites.
+        batch: crystal batch (batch, ptr, num_graphs).
+
+    Returns:
+        [B, C] means.
+    """
+    sums = values.new_zeros(batch.num_graphs, values.size(1)).index_add(0, batch.batch, values)
+    return sums / batch.ptr.diff().to(values.dtype)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from pyg_dim.data.elements import NUM_FEATURES
 from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
-from pyg_dim.models.encoder import Encoder, Representation
+from pyg_dim.models.encoder import Encoder, Representation, site_mean
 
 
 class Block(nn.Module):
@@ -223,6 +223,7 @@ class SiteNet(Encoder):
     """
 
     name: ClassVar[str] = "sitenet"
+    source: ClassVar[str] = "Moran et al., Digital Discovery 2023, 2, 1297"
 
     def __init__(
         self,
@@ -261,33 +262,18 @@ class SiteNet(Encoder):
         self.distance_weights = distance_weights
         self.compiled = False
 
+        level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
         self.local = LocalEncoder(
             site_channels, pair_channels, heads, blocks, attention_hidden, value_hidden, local_channels
         )
-        self.local_level = Level(
-            local_channels,
-            NUM_FEATURES + 1,
-            hidden_channels=self.local.hidden_channels,
-            scope="site",
-            noise=noise,
-            kl=kl,
-            critic=critic,
-            estimator=estimator,
+        self.local_level = level(
+            local_channels, NUM_FEATURES + 1, hidden_channels=self.local.hidden_channels, scope="site"
         )
         self.pre_pool = _chain(local_channels, pre_pool)
         widths = [pre_pool[-1], *post_pool]
         self.post_pool = _chain(widths[0], widths[1:-1])
         self.output = nn.Linear(widths[-2], widths[-1])
-        self.global_level = Level(
-            self.channels,
-            local_channels,
-            hidden_channels=widths[-2],
-            scope="crystal",
-            noise=noise,
-            kl=kl,
-            critic=critic,
-            estimator=estimator,
-        )
+        self.global_level = level(self.channels, local_channels, hidden_channels=widths[-2], scope="crystal")
 
     def set_compile(self, enabled: bool) -> None:
         """Run the pair network and the pair critic through torch.compile (the same numbers), or eagerly.
@@ -295,8 +281,8 @@ class SiteNet(Encoder):
         Args:
             enabled: whether to compile.
         """
+        super().set_compile(enabled)
         self.compiled = enabled
-        self.local_level.compiled = enabled
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
@@ -323,8 +309,6 @@ class SiteNet(Encoder):
         Returns:
             The :class:`Representation`.
         """
-        wide = self.pre_pool(site)
-        sums = wide.new_zeros(batch.num_graphs, wide.size(1)).index_add(0, batch.batch, wide)
-        hidden = self.post_pool(sums / batch.ptr.diff().to(wide.dtype)[:, None])
+        hidden = self.post_pool(site_mean(self.pre_pool(site), batch))
         crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
         return Representation(crystal, hidden, site)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from pyg_dim import record
 from pyg_dim.data.elements import MAX_Z, site_features
 from pyg_dim.models import CGCNN, build
-from pyg_dim.models.cgcnn import BatchNorm, GatedConvolution
+from pyg_dim.models.batch_norm import BatchNorm
+from pyg_dim.models.cgcnn import GatedConvolution
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
 
@@ -86,7 +87,7 @@ def test_convolution_written_out(model) -> None:
 def test_representation_written_out(model, graph_of) -> None:
     batch = graph_of(model, NAMES)
     distance = [[(-(((d - 0.8 * n) / 0.8) ** 2)).exp() for n in range(11)] for d in batch.edge_dist]
-    scaled = (batch.x - model.feature_mean) / model.feature_spread
+    scaled = (batch.x - model.site_input.feature_mean) / model.site_input.feature_spread
     site = scaled @ model.embed_site.weight.T + model.embed_site.bias
     for convolution in model.convolutions:
         site = convolution(site, torch.tensor(distance, dtype=torch.float64), *batch.edge_index)
@@ -100,7 +101,7 @@ def test_representation_written_out(model, graph_of) -> None:
 
 def test_site_features_are_scaled(model) -> None:
     features = site_features(torch.arange(1, MAX_Z + 1), torch.full((MAX_Z,), 2.0), torch.float32)
-    scaled = (features - model.feature_mean) / model.feature_spread
+    scaled = (features - model.site_input.feature_mean) / model.site_input.feature_spread
     close(scaled[:, :-1].mean(0), torch.zeros(8).double(), 1e-5)
     close(scaled[:, :-1].std(0, correction=0), torch.ones(8).double(), 1e-5)
     assert (scaled[:, -1] == 2).all()  # oxidation states are small numbers already
@@ -273,7 +274,7 @@ def test_corrupted_passes_leave_running_statistics_as_they_were(graph_of, genera
     assert len(after) == 2 * 2 * 3 + 2
     for name, value in alone.named_buffers():
         assert after[name].equal(value)
-        assert value.equal(initial[name]) == name.startswith("feature")
+        assert value.equal(initial[name]) == name.startswith("site_input")
 
 
 def test_corrupted_passes_normalise_with_their_own_statistics(graph_of, generator) -> None:
@@ -321,11 +322,11 @@ def test_species_vectors_in_place_of_site_features(graph_of, relabelled) -> None
     for training in (True, False):
         with pytest.raises(ValueError, match=r"no atom vectors .* \[11, 17, 19\]"):
             model.train(training)(batch)
-    model.species.copy_(torch.randn(model.species.shape))
+    model.site_input.species.copy_(torch.randn(model.site_input.species.shape))
     seen = []
     model.embed_site.register_forward_hook(lambda _, args, out: seen.append(args[0]))
     out = model(batch)
-    assert seen[0].equal(model.species[[11, 17, 19, 17]])
+    assert seen[0].equal(model.site_input.species[[11, 17, 19, 17]])
     assert not out[0].equal(out[1])
     twin = build("cgcnn", **model.config).double().eval()
     twin.load_state_dict(model.state_dict())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.models import CGCNN, load_cgcnn_checkpoint
-from pyg_dim.models.cgcnn import BatchNorm
+from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
 NAMES = ["NaCl", "CaTiO3", "Cu"]
@@ -150,7 +150,7 @@ def test_sizes_are_those_of_the_weights(save, atoms) -> None:
     assert encoder.config["site_channels"] == SITE
     assert encoder.config["convolutions"] == 3
     assert encoder.channels == CRYSTAL
-    assert encoder.species.shape[1] == SPECIES
+    assert encoder.site_input.species.shape[1] == SPECIES
     assert repr(encoder.graph) == "NearestNeighbors(k=6, cutoff=8.0, pad=True, ties=False)"
     assert all(p.dtype == torch.float64 for p in encoder.parameters())
 
