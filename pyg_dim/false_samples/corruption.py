@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_dim.constituents import Constituents
 from pyg_dim.data.keys import SPECIES_KEYS
 from pyg_dim.false_samples.equality import constituents_occur
 from pyg_dim.tape import FalseSample, Record
@@ -23,7 +24,8 @@ class Kind:
         site_target: [N] site whose representation the constituents of each site are scored against; None where the kind
             has no meaning at site levels.
         crystal_target: [B] crystal whose representation the constituents of each crystal are scored against.
-        edge_target: whether edges keep their place: constituents of an edge are scored against that edge.
+        edge_species: [N] true and [N] false atomic numbers where the kind has a meaning at edge levels: the
+            constituents of an edge are scored against that edge. None where it has none.
         keep_edges: [E] bool, False where an edge equals a true one of its target.
         keep_sites: [N] bool, False where the environment of a site equals a true one of its target.
     """
@@ -31,7 +33,7 @@ class Kind:
     name: str
     site_target: Tensor | None
     crystal_target: Tensor
-    edge_target: bool
+    edge_species: tuple[Tensor, Tensor] | None
     keep_edges: Tensor | None
     keep_sites: Tensor
 
@@ -59,8 +61,8 @@ class Kind:
             target, keep = self.crystal_target[false.index], self.keep_sites
         elif true.scope == "site" and self.site_target is not None:
             target, keep = self.site_target[false.index], self.keep_edges
-        elif true.scope == "edge" and self.edge_target:
-            target, keep = false.index, None
+        elif true.scope == "edge" and self.edge_species is not None:
+            target, keep = false.index, ~_species_occur(true, false, *self.edge_species)
         elif true.scope is None:
             raise ValueError(
                 f"level {true.name!r}: its groups are neither the sites nor the crystals of the batch; "
@@ -75,6 +77,25 @@ class Kind:
                 keep = ~constituents_occur(false.constituents, target, true.constituents, true.index)
             weight = keep.to(false.z.dtype) if weight is None else weight * keep
         return FalseSample(self.name, false.constituents, target, weight)
+
+
+def _species_occur(true: Record, false: Record, true_species: Tensor, false_species: Tensor) -> Tensor:
+    """Whether the constituents of edges are true ones of their edge, by species instead of learned site features.
+
+    Site features are the first part that gathers from as many rows as there are sites.
+    """
+    for position, (features, site) in enumerate(true.constituents.parts):
+        if site is not None and features.size(0) == true_species.numel():
+            named = [
+                Constituents(*((species[:, None].double(), site) if k == position else part for k, part in parts))
+                for species, parts in (
+                    (true_species, enumerate(true.constituents.parts)),
+                    (false_species, enumerate(false.constituents.parts)),
+                )
+            ]
+            in_place = (true_species == false_species)[site]
+            return in_place | constituents_occur(named[1], false.index, named[0], true.index)
+    return constituents_occur(false.constituents, false.index, true.constituents, true.index)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def permutation(batch: Any, *, generator: torch.Generator | None = None) -> Corr
         "permutation",
         site_target=None,
         crystal_target=crystals,
-        edge_target=False,
+        edge_species=None,
         keep_edges=None,
         keep_sites=~occurs,
     )

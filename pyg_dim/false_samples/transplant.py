@@ -136,7 +136,7 @@ def transplant(
             name,
             site_target=site_target,
             crystal_target=crystal_target,
-            edge_target=name == "composition",
+            edge_species=(batch.z, torch.where(foreign, false.z, batch.z)) if name == "composition" else None,
             keep_edges=foreign[target] & ~edges_occur(site_target[target], *pairs, *true_pairs),
             keep_sites=foreign & ~occurs,
         )

@@ -16,7 +16,7 @@ from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.losses import BASELINES
 from pyg_dim.models import Encoder
 from pyg_dim.training.checkpoints import SECTION
-from pyg_dim.training.coverage import scarce_text, starved_text
+from pyg_dim.training.coverage import scarce_text, skipped_text, starved_text
 from pyg_dim.training.meter import COVERAGE, LossMeter
 
 _logger = logging.getLogger(__name__)
@@ -136,11 +136,11 @@ class TrainingModule(LightningModule):
     def _tell_coverage(self, means: Mapping[str, float]) -> None:
         """Say after the first epoch which false samples the data do not allow; curves alone are easily missed."""
         self._coverage_told = True
-        starved, scarce = starved_text(means), scarce_text(means)
-        if starved is not None:
+        if (starved := starved_text(means)) is not None:
             _logger.warning("%s", starved)
-        if scarce is not None:
-            _logger.info("%s", scarce)
+        for text in (scarce_text(means), skipped_text(means)):
+            if text is not None:
+                _logger.info("%s", text)
 
     def _log_means(self, part: str, means: Mapping[str, float]) -> None:
         # A mean of nothing (a kind of false samples that was never possible) is no point of a curve.

@@ -66,4 +66,4 @@ def test_mask_does_not_depend_on_small_noise(batch_of, crystals, generator) -> N
 def test_only_crystal_levels(batch_of, generator) -> None:
     kind = permutation(batch_of(["CaTiO3"]), generator=generator).kinds[0]
     assert kind.site_target is None
-    assert not kind.edge_target
+    assert kind.edge_species is None

@@ -6,11 +6,12 @@ import pytest
 
 from pyg_dim.models import build
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
-from pyg_dim.training.coverage import coverage_notes, scarce_text, starved_text
+from pyg_dim.training.coverage import coverage_notes, scarce_text, skipped_text, starved_text
 from pyg_dim.training.module import TrainingModule, tag
 from pyg_dim.training.run import train
 
 SCARCE = "false samples that were often impossible: global_level/permutation in 62 % of groups"
+SKIPPED = "kinds of false samples that have no meaning at a level and are left out there: permutation at local_level"
 MISSING = "not one valid false sample was found for"
 STARVED = f"{MISSING} local_level, so nothing is learned there"
 MEANS = {
@@ -19,6 +20,7 @@ MEANS = {
     "js/local/coverage": 1.0,
     "detail/local_level/js/coverage": 1.0,
     "detail/local_level/other/coverage": 0.5,
+    "detail/global_level/other/coverage": 1.0,
     "detail/global_level/js": 1.0,
     "detail/global_level/js/coverage": 0.4,
     "detail/global_level/permutation": 0.7,
@@ -41,6 +43,17 @@ def test_a_level_with_nothing_is_named_with_what_to_do():
     assert starved_text(NOTHING).startswith(f"{STARVED}: add kinds (--kinds), or raise --batch-sites")
 
 
+def test_kinds_that_have_no_meaning_are_listed_by_level():
+    means = {f"detail/{level}/js/coverage": 1.0 for level in ("edge.0", "edge.1", "site.0", "site.1", "all")}
+    means |= {f"{name.removesuffix('js/coverage')}other/coverage": 0.0 for name in means}
+    means |= {"detail/all/permutation/coverage": 1.0, "detail/edge.1/composition/coverage": 0.1}
+    assert skipped_text(means).split("there: ")[1] == (
+        "permutation at edge.*, site.*; composition at edge.0, site.*, all"
+    )
+    assert skipped_text({"total": 1.0, "mae/energy": 1.0, "mae/energy/coverage": 1.0}) is None
+    assert skipped_text({f"detail/{level}/{kind}/coverage": 1.0 for level in "ab" for kind in ("js", "other")}) is None
+
+
 def test_there_is_nothing_to_say_of_labels_and_of_what_is_often_possible():
     assert scarce_text({"mae/energy": 1.0, "mae/energy/coverage": 0.1}) is None
     assert scarce_text(MEANS | {"detail/global_level/permutation/coverage": 0.5}) is None
@@ -49,10 +62,10 @@ def test_there_is_nothing_to_say_of_labels_and_of_what_is_often_possible():
 
 def test_notes_are_of_training_or_else_of_validation():
     both = tagged("train", MEANS) | tagged("val", NOTHING)
-    assert coverage_notes(both) == [f"training: {SCARCE}"]
+    assert coverage_notes(both) == [f"training: {SCARCE}", f"training: {SKIPPED}"]
     notes = coverage_notes(tagged("val", NOTHING))
     assert notes[0].startswith(f"validation: {STARVED}")
-    assert len(notes) == 2
+    assert len(notes) == 3
 
 
 def test_it_is_told_once_after_the_first_epoch_and_noted_in_the_summary(options, caplog):
@@ -83,4 +96,4 @@ def test_only_the_first_process_tells(monkeypatch, caplog, first):
     with caplog.at_level(logging.INFO, "pyg_dim"):
         module.on_train_epoch_end()
         module.on_train_epoch_end()
-    assert [record.getMessage() for record in caplog.records] == [SCARCE] * first
+    assert [record.getMessage() for record in caplog.records] == [SCARCE, SKIPPED] * first
