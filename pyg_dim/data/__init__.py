@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pyg_dim.data.graph_cache import GraphCache
     from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
     from pyg_dim.data.index_sets import load_index_sets, save_index_sets
+    from pyg_dim.data.line_graph import LineGraph
     from pyg_dim.data.load import load_dataset
     from pyg_dim.data.loader import CrystalLoader
     from pyg_dim.data.splits import draw_labels, mask_labels, matbench_folds, split
@@ -25,6 +26,7 @@ __all__ = [
     "CrystalLoader",
     "DenseSupercell",
     "GraphCache",
+    "LineGraph",
     "NearestNeighbors",
     "RadiusGraph",
     "StreamingLoader",
@@ -44,6 +46,7 @@ _MODULES = {
     "CrystalLoader": "loader",
     "DenseSupercell": "graphs",
     "GraphCache": "graph_cache",
+    "LineGraph": "line_graph",
     "NearestNeighbors": "graphs",
     "RadiusGraph": "graphs",
     "StreamingLoader": "streaming",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch_geometric.data import Data
+
+from pyg_dim.data.keys import LINE_INDEX
 
 
 class CrystalBatch(Data):
@@ -22,6 +26,10 @@ class Crystal(Data):
 
     Such a batch serves graphs and encoders like a :class:`CrystalBatch`; a graph is also a transform of one crystal.
     """
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where the numbers of the next crystal of a batch start: the nodes of a line graph are edges, not sites."""
+        return self.num_edges if key == LINE_INDEX else super().__inc__(key, value, *args, **kwargs)
 
     @property
     def max_sites(self) -> int:

@@ -94,20 +94,28 @@ class NearestNeighbors:
             length ``cutoff + 1``; such edges take part like real ones.
         ties: keep all neighbours that are as far as the k-th: more than k edges, but none that depend on the order of
             sites or the choice of cell.
+        symmetric: make the graph undirected: an edge from j to i comes with that from i to j, each once. Not together
+            with ``pad``.
 
     Raises:
-        ValueError: ``k`` or ``cutoff`` is not positive, or both ``pad`` and ``ties``.
+        ValueError: ``k`` or ``cutoff`` is not positive, or ``pad`` together with ``ties`` or ``symmetric``.
     """
 
-    def __init__(self, k: int = 12, cutoff: float = 8.0, pad: bool = False, ties: bool = False) -> None:
+    def __init__(
+        self, k: int = 12, cutoff: float = 8.0, pad: bool = False, ties: bool = False, symmetric: bool = False
+    ) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if pad and ties:
             raise ValueError("pad gives every site k edges and ties gives some of them more: choose one")
-        self.k, self.cutoff, self.pad, self.ties = k, _checked(cutoff), pad, ties
+        if pad and symmetric:
+            raise ValueError("edges of padding have no way back: choose pad or symmetric")
+        self.k, self.cutoff, self.pad, self.ties, self.symmetric = k, _checked(cutoff), pad, ties, symmetric
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(k={self.k}, cutoff={self.cutoff}, pad={self.pad}, ties={self.ties})"
+        # Named only where it is set: files of cached graphs know what they were made of by this text.
+        symmetric = ", symmetric=True" if self.symmetric else ""
+        return f"{type(self).__name__}(k={self.k}, cutoff={self.cutoff}, pad={self.pad}, ties={self.ties}{symmetric})"
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
         """Add the edges to a batch, or to one crystal.
@@ -121,7 +129,7 @@ class NearestNeighbors:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
         ptr = site_ptr(batch)
-        found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties)
+        found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties, self.symmetric)
         return _with_edges(batch, self._padded(found, ptr) if self.pad else found)
 
     def _padded(self, found: Neighbors, ptr: Tensor) -> Neighbors:

@@ -1,6 +1,6 @@
 """Keys of a crystal batch, each with its shape and unit.
 
-N sites, B crystals, E edges of the graph, T targets of one batch.
+N sites, B crystals, E edges of the graph, T targets, L edges of the line graph of one batch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ EDGE_SHIFT: Final = "edge_shift"
 """[E, 3] int64: lattice image of the source: the neighbour lies at pos[j] + edge_shift @ cell."""
 EDGE_DIST: Final = "edge_dist"
 """[E] float: length of the edge, in angstrom."""
+LINE_INDEX: Final = "line_index"
+"""[2, L] int64: edge k -> j, edge j -> i, the nodes of the line graph; sorted by the second, then by the first."""
+LINE_COS: Final = "line_cos"
+"""[L] float: cosine of the angle at j between its neighbours k and i; 1 where the second edge leads back."""
 Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
 

@@ -66,7 +66,14 @@ def neighbors_within(pos: Tensor, cell: Tensor, ptr: Tensor, cutoff: float, z: T
 
 
 def nearest_neighbors(
-    pos: Tensor, cell: Tensor, ptr: Tensor, k: int, cutoff: float, z: Tensor | None = None, ties: bool = False
+    pos: Tensor,
+    cell: Tensor,
+    ptr: Tensor,
+    k: int,
+    cutoff: float,
+    z: Tensor | None = None,
+    ties: bool = False,
+    symmetric: bool = False,
 ) -> Neighbors:
     """The k nearest neighbours of every site within a cutoff; fewer where there are no more.
 
@@ -81,6 +88,7 @@ def nearest_neighbors(
         cutoff: largest distance, in angstrom.
         z: [N] int64, atomic numbers, which decide between equally distant neighbours before their index does.
         ties: keep all neighbours that are as far as the k-th, so that no shell is cut.
+        symmetric: add the way back to all that lack it, each once: i is a neighbour of j where j is one of i.
 
     Returns:
         The :class:`Neighbors`, sorted as by :func:`neighbors_within`.
@@ -112,6 +120,8 @@ def nearest_neighbors(
         radius = (radius * _GROWTH).clamp(max=cutoff)
         found = sites.search(targets, radius[targets])
     every = _join(parts)
+    if symmetric:
+        return sites.sort(sites.both_ways(every))[0]
     # Each part is sorted; a later one has the sites of larger spheres.
     return every if len(parts) == 1 else every[torch.sort(every.target, stable=True).indices]
 
@@ -223,6 +233,26 @@ class _Sites:
         image = torch.stack([of.index_select(0, other) for of in images], dim=1)
         shift = (image.unsqueeze(1) @ self.change.double().index_select(0, crystal)).squeeze(1).round().long()
         return Neighbors(source.index_select(0, pair), target.index_select(0, pair), shift, square.sqrt())
+
+    def both_ways(self, found: Neighbors) -> Neighbors:
+        """Neighbours and the ways back that are missing among them.
+
+        Args:
+            found: neighbours, none of them twice.
+
+        Returns:
+            The neighbours, in any order.
+        """
+        back = Neighbors(found.target, found.source, -found.shift, found.distance)
+        reach = int(found.shift.abs().max()) if found.source.numel() else 0
+        width, most = 2 * reach + 1, int(self.num_sites.max())
+
+        def number(of: Neighbors) -> Tensor:
+            a, b, c = (of.shift + reach).unbind(1)
+            place = of.source - self.ptr[self.crystal[of.source]]
+            return (((of.target * most + place) * width + a) * width + b) * width + c
+
+        return _join([found, back[(~torch.isin(number(back), number(found))).nonzero()[:, 0]]])
 
     def sort(self, found: Neighbors) -> tuple[Neighbors, Tensor]:
         """Sort neighbours as :func:`neighbors_within` says.
