@@ -124,7 +124,7 @@ class PairAttention(nn.Module):
         attention_weight = raw / norm[target]
         weighted = (attention_weight[:, :, None] * value[:, None, :]).flatten(1)
         gathered = weighted.new_zeros(x.size(0), weighted.size(1)).index_add(0, target, weighted)
-        return gathered, pair[0] if pair else None, attention_weight
+        return gathered.to(x.dtype), pair[0] if pair else None, attention_weight
 
 
 class LocalEncoder(nn.Module):

@@ -15,7 +15,6 @@ from pyg_dim.models import CGCNN, build
 from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.models.cgcnn import GatedConvolution
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
-from pyg_dim.objectives.supervised import Supervised
 
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu"]
 SMALL = {"site_channels": 8, "convolutions": 2, "crystal_channels": 10, "gaussian_step": 0.8, "k": 9}
@@ -32,14 +31,6 @@ def model() -> CGCNN:
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.uniform_(module.bias, -1, 1)
     return model.eval()
-
-
-@pytest.fixture
-def generic(crystals) -> list:
-    """The crystals with their sites moved, so that no two neighbours of a site are equally far."""
-    rng = np.random.default_rng(7)
-    moved = [crystals[n] for n in NAMES]
-    return [replace(c, fractional=c.fractional + rng.normal(scale=0.02, size=c.fractional.shape)) for c in moved]
 
 
 @pytest.fixture
@@ -127,55 +118,6 @@ def test_batch_norm_is_the_usual_one_elsewhere() -> None:
     assert all(value.equal(plain.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("names", [["lonely"], ["lonely", "lonely"], ["Cu"], ["lonely", "NaCl"]])
-def test_training_on_crystals_of_few_edges(graph_of, lonely, generator, names) -> None:
-    objective = DeepInfoMax(CGCNN(**SMALL).double())
-    batch = graph_of(objective.encoder, [lonely if n == "lonely" else n for n in names])
-    losses = objective(batch, generator)
-    losses["total"].backward()
-    assert all(value.isfinite() for value in losses.values())
-    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
-    assert all(value.isfinite().all() for value in objective.state_dict().values())
-    objective.eval()
-    assert objective.encoder(batch).isfinite().all()
-
-
-def test_site_order(model, graph_of, generic) -> None:
-    rng = np.random.default_rng(0)
-    orders = [rng.permutation(len(c.z)) for c in generic]
-    shuffled = [replace(c, z=c.z[o], fractional=c.fractional[o]) for c, o in zip(generic, orders, strict=True)]
-    a, b = model.represent(graph_of(model, generic)), model.represent(graph_of(model, shuffled))
-    close(a.crystal, b.crystal)
-    first = np.cumsum([0] + [len(o) for o in orders[:-1]])
-    close(a.site[np.concatenate([f + o for f, o in zip(first, orders, strict=True)])], b.site)
-
-
-def test_origin_and_lattice_translations(model, graph_of, generic) -> None:
-    moved = [
-        replace(c, fractional=c.fractional + [0.31, -0.17, 0.44] + np.arange(len(c.z))[:, None] * [1, -2, 0])
-        for c in generic
-    ]
-    close(model(graph_of(model, generic)), model(graph_of(model, moved)))
-
-
-def test_rotation_and_choice_of_cell(model, graph_of, generic) -> None:
-    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
-    shear = np.array([[1, 0, 0], [3, 1, 0], [-2, 4, 1]])
-    turned = [replace(c, cell=c.cell @ q) for c in generic]
-    sheared = [replace(c, cell=shear @ c.cell, fractional=c.fractional @ np.linalg.inv(shear)) for c in generic]
-    expected = model(graph_of(model, generic))
-    close(model(graph_of(model, turned)), expected)
-    close(model(graph_of(model, sheared)), expected)
-
-
-def test_batched_equals_one_by_one(model, graph_of, lonely) -> None:
-    crystals = [*NAMES, lonely]
-    together = model.readout(graph_of(model, crystals), "full")
-    assert together.shape == (7, 10 + 8 + 4 * 8)
-    close(together, torch.cat([model.readout(graph_of(model, [c]), "full") for c in crystals]))
-    close(together, model.readout(graph_of(model, crystals[::-1]), "full").flip(0))
-
-
 def test_levels_see_the_message_before_the_convolution(model, graph_of) -> None:
     batch = graph_of(model, NAMES)
     inputs = []
@@ -195,30 +137,6 @@ def test_levels_see_the_message_before_the_convolution(model, graph_of) -> None:
     assert readout.constituents.dense().equal(out.site)
     assert readout.z.equal(out.crystal)
     assert readout.hidden.equal(out.hidden)
-
-
-def test_losses_have_the_names_of_every_architecture(graph_of, generator) -> None:
-    model = CGCNN(**SMALL).double()
-    losses = DeepInfoMax(model)(graph_of(model, NAMES), generator)
-    local = torch.stack([losses[f"detail/convolution_levels.{k}/js"] for k in (0, 1)])
-    close(losses["js/local"], local.mean())
-    close(losses["js/global"], losses["detail/global_level/js"])
-    assert {"kl/local", "kl/global"} <= losses.keys()
-    for level, kinds in {
-        "convolution_levels.1": {"other", "composition", "polymorph"},
-        "global_level": {"other", "composition", "polymorph", "permutation"},
-    }.items():
-        assert all(losses[f"detail/{level}/{kind}/coverage"] > 0 for kind in kinds)
-
-
-def test_other_classifiers(graph_of, generator) -> None:
-    model = CGCNN(**SMALL, critic="bilinear", estimator="info_nce").double()
-    losses = DeepInfoMax(model)(graph_of(model, NAMES), generator)
-    assert losses["total"].isfinite()
-    assert {"nce/local", "nce/global"} <= losses.keys()
-    assert {type(level.critic).__name__ for level in (*model.convolution_levels, model.global_level)} == {
-        "BilinearCritic"
-    }
 
 
 def _with_gradient(model: nn.Module) -> set[str]:
@@ -246,37 +164,6 @@ def test_levels_are_isolated(graph_of, generator) -> None:
     }
 
 
-@pytest.mark.parametrize("isolate", [True, False])
-def test_every_parameter_learns(graph_of, generator, isolate) -> None:
-    objective = DeepInfoMax(CGCNN(**SMALL).double(), isolate=isolate)
-    objective(graph_of(objective.encoder, NAMES), generator)["total"].backward()
-    # Batch norm takes the mean away: the bias before it has no gradient by construction.
-    silent = {n for n, p in objective.encoder.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12}
-    assert silent == {"convolutions.0.linear.bias", "convolutions.1.linear.bias"}
-
-
-def test_labels_reach_every_parameter_but_those_of_the_levels(graph_of) -> None:
-    objective = Supervised(CGCNN(**SMALL).double(), ["y"]).double()
-    batch = graph_of(objective.encoder, NAMES)
-    batch.y = torch.randn(len(NAMES), 1, dtype=torch.float64)
-    objective(batch)["total"].backward()
-    assert _with_gradient(objective.encoder) == {"embed_site", "convolutions.0", "convolutions.1", "output"}
-
-
-def test_corrupted_passes_leave_running_statistics_as_they_were(graph_of, generator) -> None:
-    objective = DeepInfoMax(CGCNN(**SMALL).double())
-    batch = graph_of(objective.encoder, NAMES)
-    alone = deepcopy(objective.encoder)
-    initial = {name: value.clone() for name, value in alone.named_buffers()}
-    objective(batch, generator)["total"].backward()
-    alone(batch)
-    after = dict(objective.encoder.named_buffers())
-    assert len(after) == 2 * 2 * 3 + 2
-    for name, value in alone.named_buffers():
-        assert after[name].equal(value)
-        assert value.equal(initial[name]) == name.startswith("site_input")
-
-
 def test_corrupted_passes_normalise_with_their_own_statistics(graph_of, generator) -> None:
     objective = DeepInfoMax(CGCNN(**SMALL).double())
     batch = graph_of(objective.encoder, NAMES)
@@ -286,23 +173,6 @@ def test_corrupted_passes_normalise_with_their_own_statistics(graph_of, generato
     objective(batch, generator)
     assert len(means) == 3
     assert max(means) < 1e-12
-
-
-def test_compiled_equals_eager_in_value_and_gradient(graph_of) -> None:
-    model = CGCNN(**SMALL).double()
-    objective = DeepInfoMax(model).eval()
-    batches = [graph_of(model, names) for names in (NAMES, NAMES[:3])]
-    results = []
-    for compiled in (False, True):
-        model.set_compile(compiled)
-        objective.zero_grad()
-        losses = [objective(batch, torch.Generator().manual_seed(0))["total"] for batch in batches]
-        sum(losses).backward()
-        results.append(
-            [torch.stack(losses).detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-        )
-    for eager, compiled in zip(*results, strict=True):
-        close(compiled, eager)
 
 
 def test_padding_is_an_option(graph_of, lonely) -> None:
@@ -341,31 +211,6 @@ def test_default_lengths(graph_of) -> None:
     assert model.gaussians == 41
     assert repr(model.graph) == "NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=False)"
     assert model.channels == 128
-
-
-def test_config_makes_an_equal_encoder(model, graph_of) -> None:
-    twin = build(model.name, **model.config).double().eval()
-    twin.load_state_dict(model.state_dict())
-    batch = graph_of(model, NAMES)
-    assert twin(batch).equal(model(batch))
-    assert twin.config == model.config
-    assert repr(twin.graph) == repr(model.graph)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_everything_follows_the_dtype_of_the_batch(graph_of, generator, dtype: torch.dtype) -> None:
-    objective = DeepInfoMax(CGCNN(**SMALL).to(dtype))
-    losses = objective(graph_of(objective.encoder, NAMES, dtype), generator)
-    assert losses["total"].dtype == dtype
-
-
-def test_bfloat16_autocast_stays_close(graph_of) -> None:
-    objective = DeepInfoMax(CGCNN(**SMALL, noise="none"))
-    batch = graph_of(objective.encoder, NAMES, torch.float32)
-    full = objective(batch, torch.Generator().manual_seed(0))["total"]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = objective(batch, torch.Generator().manual_seed(0))["total"]
-    assert (half - full).abs() < 0.05 * full
 
 
 @pytest.mark.parametrize(
