@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 from tqdm import tqdm
 
 from pyg_dim import __version__
@@ -26,11 +27,17 @@ from pyg_dim.data.primitive import SYMPREC
 from pyg_dim.data.reading import open_sources
 from pyg_dim.data.sources.registry import FORMATS
 from pyg_dim.data.supercell import MAX_SITES
+from pyg_dim.evaluate.architectures import print_models
+from pyg_dim.evaluate.compare import compare
+from pyg_dim.evaluate.compare_figure import write_figure
 from pyg_dim.models import MODELS
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
+from pyg_dim.training.finished import read_runs
 from pyg_dim.training.options import TrainOptions, descriptions
 from pyg_dim.training.run import train
+
+_logger = logging.getLogger(__name__)
 
 INTERRUPTED = 128
 """Exit status of a run that a signal stopped, plus the number of the signal: 130 for Ctrl-C."""
@@ -115,9 +122,55 @@ def import_command(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
+def compare_command(arguments: Sequence[str], prog: str) -> int:
+    """Run ``pyg-dim compare``.
+
+    Args:
+        arguments: flags.
+        prog: how the command is called in messages.
+
+    Returns:
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Compare finished runs: one table on the screen, in compare.csv and compare.md, and a picture, "
+        "compare.png.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="folder of a run, or one that holds runs at any depth")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write, by default the first RUNS")
+    chosen = parser.parse_args(arguments)
+    runs, left_out = read_runs(chosen.runs)
+    directory = Path(chosen.out or chosen.runs[0])
+    try:
+        compare(runs, left_out, directory, Console())
+        write_figure(runs, directory)
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory}: {error.strerror or error}; choose --out") from error
+    _logger.info("saved in %s: compare.csv, compare.md, compare.png", directory)
+    return 0
+
+
+def models_command(arguments: Sequence[str], prog: str) -> int:
+    """Run ``pyg-dim models``.
+
+    Args:
+        arguments: flags.
+        prog: how the command is called in messages.
+
+    Returns:
+        Exit status.
+    """
+    argparse.ArgumentParser(prog, description="List the encoders at their defaults.").parse_args(arguments)
+    print_models(MODELS, Console())
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "train": (train_command, "train an encoder, without labels or on labels"),
     "import": (import_command, "read crystals of any format, check them and write one Parquet file"),
+    "compare": (compare_command, "compare finished runs in a table and a picture"),
+    "models": (models_command, "list the encoders"),
 }
 """Subcommands: what runs, and what it is for."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pyg_dim.evaluate.formatting import markdown_row, number, replace_file
 from pyg_dim.losses import BASELINES, JS_BASELINE
 
 TRAINED = "trained"
@@ -171,14 +171,14 @@ def write_summary(table: pd.DataFrame, notes: Sequence[str], directory: Path) ->
         directory: Where to write; made if absent.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "summary.csv", table.to_csv(index=False))
+    replace_file(directory / "summary.csv", table.to_csv(index=False))
     lines = ["# Summary of the run", "", headline(table), ""]
     for title, header, cells in _sections(table):
         lines += [f"## {title}", ""]
-        lines += [_markdown(header), _markdown(["---:"] * len(header))]
-        lines += [_markdown(row) for row in cells] + [""]
+        lines += [markdown_row(header), markdown_row(["---:"] * len(header))]
+        lines += [markdown_row(row) for row in cells] + [""]
     lines += [f"- note: {note}" for note in notes]
-    _replace(directory / "summary.md", "\n".join(lines).rstrip() + "\n")
+    replace_file(directory / "summary.md", "\n".join(lines).rstrip() + "\n")
 
 
 def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -191,7 +191,7 @@ def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[s
             "Losses" + (f" ({baseline}: a critic that knows nothing)" if known else ""),
             ["loss", "train", "val", baseline, "val is"],
             [
-                [row["name"], *(_number(row[key], 4) for key in ("train", "val", "baseline")), _verdict(row)]
+                [row["name"], *(number(row[key], 4) for key in ("train", "val", "baseline")), _verdict(row)]
                 for row in losses
             ],
         )
@@ -206,7 +206,7 @@ def _sections(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[s
                     str(row["n"]),
                     row["probe"],
                     *(_spread(row, encoder) for encoder in ENCODERS),
-                    _number(row["baseline"]),
+                    number(row["baseline"]),
                     f"{row['wins']}-{row['losses']}",
                 ]
                 for row in rows.to_dict("records")
@@ -221,19 +221,5 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _spread(row: Mapping[str, Any], encoder: str) -> str:
-    median, low, high = (_number(row[f"{encoder}_{key}"]) for key in ("median", "q25", "q75"))
+    median, low, high = (number(row[f"{encoder}_{key}"]) for key in ("median", "q25", "q75"))
     return f"{median} [{low}, {high}]"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return "" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".")
-
-
-def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

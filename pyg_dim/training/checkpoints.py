@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyg_dim.models.encoder import Encoder
 
 SECTION: Final = "pyg_dim"
+LAST: Final = "last.ckpt"
+"""File of the state after the last epoch, in the folder of a run."""
 FORMAT: Final = 1
 ENCODER_PREFIX: Final = "objective.encoder."
 """Where the parameters of the encoder lie in ``state_dict``."""

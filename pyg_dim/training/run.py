@@ -25,7 +25,7 @@ from pyg_dim import models
 from pyg_dim.data import CrystalLoader
 from pyg_dim.evaluate.summary import probe_metrics, summarise
 from pyg_dim.training.callbacks import Interrupted, Progress, StopOnSignal
-from pyg_dim.training.checkpoints import section
+from pyg_dim.training.checkpoints import LAST, section
 from pyg_dim.training.coverage import coverage_notes
 from pyg_dim.training.devices import choose_device
 from pyg_dim.training.loaders import CrystalData
@@ -37,7 +37,6 @@ from pyg_dim.training.tensorboard import EmbeddingProjector, LossCharts, Represe
 
 _logger = logging.getLogger(__name__)
 
-LAST = "last.ckpt"
 BEST = "best.ckpt"
 _PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 

@@ -1,0 +1,45 @@
+"""Numbers, rows and files of reports."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a number with a fixed number of significant digits.
+
+    Args:
+        value: The number.
+        digits: Significant digits.
+
+    Returns:
+        The text, empty for NaN.
+    """
+    return "" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".")
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table.
+
+    Args:
+        cells: Texts of one line each.
+
+    Returns:
+        The row, without an end of line.
+    """
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def replace_file(path: Path, contents: str | bytes) -> None:
+    """Write a file in one step: a reader sees the old one or the new one.
+
+    Args:
+        path: The file.
+        contents: Text, written as UTF-8, or bytes.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+    os.replace(temporary, path)
