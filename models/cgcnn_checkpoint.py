@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyg_dim.data.elements import MAX_Z
 from pyg_dim.models.cgcnn import CGCNN
+from pyg_dim.models.weights_file import fill, must_exist, number, read_arrays, read_torch
 
 _THEIRS: Final = {
     r"encoder\.embed_site": "embedding",
@@ -134,53 +135,27 @@ def load_cgcnn_checkpoint(
     return predictor.eval()
 
 
-def _must_exist(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    _must_exist(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # foreign bytes give errors of any type
-        raise ValueError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
-
-
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], float, float]:
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     state = {
         name.removeprefix("weights/"): torch.from_numpy(value)
         for name, value in arrays.items()
         if name.startswith("weights/")
     }
-    mean, std = (_number(arrays.get(f"normalizer/{name}"), f"normalizer/{name}", path) for name in ("mean", "std"))
+    mean, std = (
+        number(arrays.get(f"normalizer/{name}"), f"normalizer/{name}", path, "CGCNN") for name in ("mean", "std")
+    )
     return state, mean, std
 
 
 def _read_pth(path: Path) -> tuple[dict[str, Tensor], float, float]:
-    _must_exist(path)
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes give errors of any type
-        raise ValueError(
-            f"{path} is not a readable PyTorch file of tensors and plain values: {str(error).splitlines()[0]}"
-        ) from error
+    content = read_torch(path, _SAFE)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is a PyTorch file but no checkpoint of CGCNN: it has no 'state_dict'")
     normalizer = content.get("normalizer")
     normalizer = normalizer if isinstance(normalizer, dict) else {}
-    mean, std = (_number(normalizer.get(name), f"normalizer/{name}", path) for name in ("mean", "std"))
+    mean, std = (number(normalizer.get(name), f"normalizer/{name}", path, "CGCNN") for name in ("mean", "std"))
     return content["state_dict"], mean, std
-
-
-def _number(value: Any, name: str, path: Path) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of CGCNN: it has no number {name!r}") from error
 
 
 def _count(state: dict[str, Tensor], part: str) -> int:
@@ -209,28 +184,23 @@ def _their_name(name: str) -> str | None:
 
 def _fill(predictor: CGCNNPredictor, state: dict[str, Tensor], path: Path) -> None:
     """Copy the weights; all but the parameters of the levels must be there, in the right shape."""
-    own = {theirs: value for name, value in predictor.state_dict().items() if (theirs := _their_name(name))}
-    if missing := [name for name in own if name not in state]:
-        raise ValueError(f"{path} is no checkpoint of CGCNN, or not all of one: it has no {', '.join(missing)}")
-    if foreign := [name for name in state if name not in own and not name.endswith(_COUNTER)]:
-        raise ValueError(f"{path} has weights that CGCNN does not have: {', '.join(foreign)}")
-    for name, target in own.items():
-        if state[name].shape != target.shape:
-            raise ValueError(
-                f"{path}: {name!r} has shape {tuple(state[name].shape)} where {tuple(target.shape)} is needed"
-                + (f", with {predictor.encoder.gaussians} Gaussians for an edge" if "fc_full" in name else "")
-            )
-        target.copy_(state[name])
+    fill(
+        {theirs: value for name, value in predictor.state_dict().items() if (theirs := _their_name(name))},
+        {name: value for name, value in state.items() if not name.endswith(_COUNTER)},
+        path,
+        "CGCNN",
+        hint=lambda name: f", with {predictor.encoder.gaussians} Gaussians for an edge" if "fc_full" in name else "",
+    )
 
 
 def _fill_species(table: Tensor, path: Path) -> None:
     """Put the vectors of a file into the rows of their elements."""
     try:
         if path.suffix == ".npz":
-            arrays = _read_arrays(path)
+            arrays = read_arrays(path)
             pairs = list(zip(arrays["Z"].tolist(), arrays["vectors"].tolist(), strict=True))
         else:
-            _must_exist(path)
+            must_exist(path)
             pairs = list(json.loads(path.read_text()).items())
         vectors = {int(z): torch.tensor(vector, dtype=table.dtype) for z, vector in pairs}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
