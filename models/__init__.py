@@ -7,9 +7,11 @@ from typing import Any, Final
 from pyg_dim.models.cgcnn import CGCNN
 from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint
 from pyg_dim.models.encoder import READOUTS, Encoder, Representation
+from pyg_dim.models.megnet import MEGNet
+from pyg_dim.models.megnet_checkpoint import load_megnet_checkpoint
 from pyg_dim.models.sitenet import SiteNet
 
-MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (CGCNN, SiteNet)}
+MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (CGCNN, MEGNet, SiteNet)}
 """Encoders by name."""
 
 
@@ -34,4 +36,15 @@ def build(name: str, **config: Any) -> Encoder:
         raise ValueError(f"model {name!r}: {error}") from error
 
 
-__all__ = ["CGCNN", "MODELS", "READOUTS", "Encoder", "Representation", "SiteNet", "build", "load_cgcnn_checkpoint"]
+__all__ = [
+    "CGCNN",
+    "MODELS",
+    "READOUTS",
+    "Encoder",
+    "MEGNet",
+    "Representation",
+    "SiteNet",
+    "build",
+    "load_cgcnn_checkpoint",
+    "load_megnet_checkpoint",
+]

@@ -35,6 +35,8 @@ LINE_INDEX: Final = "line_index"
 """[2, L] int64: edge k -> j, edge j -> i, the nodes of the line graph; sorted by the second, then by the first."""
 LINE_COS: Final = "line_cos"
 """[L] float: cosine of the angle at j between its neighbours k and i; 1 where the second edge leads back."""
+STATE: Final = "state"
+"""[B] int64: label of the state of each crystal (level of theory, for instance), for models that take one."""
 Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
 
