@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pyg_dim.models.alignn import ALIGNN
 from pyg_dim.models.cgcnn import CGCNN
 from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint
 from pyg_dim.models.encoder import READOUTS, Encoder, Representation
@@ -11,7 +12,7 @@ from pyg_dim.models.megnet import MEGNet
 from pyg_dim.models.megnet_checkpoint import load_megnet_checkpoint
 from pyg_dim.models.sitenet import SiteNet
 
-MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (CGCNN, MEGNet, SiteNet)}
+MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (ALIGNN, CGCNN, MEGNet, SiteNet)}
 """Encoders by name."""
 
 
@@ -37,6 +38,7 @@ def build(name: str, **config: Any) -> Encoder:
 
 
 __all__ = [
+    "ALIGNN",
     "CGCNN",
     "MODELS",
     "READOUTS",
