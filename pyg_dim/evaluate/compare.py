@@ -309,7 +309,7 @@ def _advice(runs: Sequence[Run]) -> list[str]:
             told.append(f"Probes that not all of these runs have are not shown: {'; '.join(missing)}.")
     told.append(
         "crystals/s is the median over the epochs of training: compare it between runs of one machine. "
-        "parameters are those of the encoder without its Deep InfoMax levels, which only training needs."
+        "Parameters are counted without those of the Deep InfoMax levels, which only training needs."
     )
     return told
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pyg_dim.evaluate.compare import Run, loss_order, ridge_row, shared_probes
 from pyg_dim.evaluate.formatting import replace_file
@@ -137,7 +138,7 @@ def _draw_loss(axes: Axes, runs: Sequence[Run], name: str) -> None:
     if len({run.model for run in runs}) > 1 and baseline is not None:
         axes.set_ylabel("not comparable between architectures", fontsize=8, color="#888888")
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0.8, longest + 0.2)
 
 

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from pyg_dim import models
+from pyg_dim.evaluate.architectures import count_parameters, print_models
+
+
+def printed(width: int) -> str:
+    out = io.StringIO()
+    print_models(models.MODELS, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_parameters_of_levels_are_counted_apart():
+    encoder = models.build("cgcnn", site_channels=4, convolutions=2, crystal_channels=3)
+    of_levels = sum(
+        p.numel() for level in (*encoder.convolution_levels, encoder.global_level) for p in level.parameters()
+    )
+    in_all = sum(p.numel() for p in encoder.parameters())
+    assert count_parameters(encoder) == (in_all - of_levels, of_levels)
+    # A sum by hand of one linear layer, of a site with 4 and an edge with 41 numbers, and two batch norms.
+    convolution = (2 * 4 + 41) * 8 + 8 + 2 * 8 + 2 * 4
+    assert in_all - of_levels == (9 * 4 + 4) + 2 * convolution + (4 * 3 + 3)
+
+
+def test_parameters_without_levels():
+    encoder = models.build("cgcnn").output
+    assert count_parameters(encoder) == (64 * 128 + 128, 0)
+
+
+def test_every_model_is_listed_with_its_numbers_graph_and_source():
+    lines = printed(400).splitlines()
+    for name, model in models.MODELS.items():
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        encoder = model()
+        numbers = [str(number) for number in (*count_parameters(encoder), encoder.channels)]
+        assert line.split()[1:4] == numbers
+        assert repr(encoder.graph) in line
+        assert encoder.source in line
+
+
+def test_names_and_numbers_stay_whole_in_a_narrow_list():
+    narrow = printed(80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    for name in models.MODELS:
+        assert any(line.split()[:1] == [name] for line in narrow.splitlines())
