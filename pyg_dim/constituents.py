@@ -75,7 +75,7 @@ class Constituents:
 
     def dense(self) -> Tensor:
         """The [n, F] tensor itself."""
-        return torch.cat([f if index is None else f[index] for f, index in self.parts], dim=-1)
+        return torch.cat([f if index is None else f.index_select(0, index) for f, index in self.parts], dim=-1)
 
     def linear(self, layer: nn.Linear) -> Tensor:
         """A linear layer applied part by part, equal to ``layer(self.dense())``.
@@ -92,7 +92,7 @@ class Constituents:
         ):
             # A product over one input is an outer product: elementwise, so that a compiler can fuse it.
             term = features * weight.T if features.size(-1) == 1 else features @ weight.T
-            term = term if index is None else term[index]
+            term = term if index is None else term.index_select(0, index)
             out = term if out is None else out + term
         assert out is not None  # noqa: S101 - the constructor asks for a part
         return out if layer.bias is None else out + layer.bias

@@ -101,7 +101,7 @@ class DotProductCritic(Critic):
         """Scores without the rearrangement; see :meth:`Critic.forward`."""
         u_z = self.z_score(F.mish(self.z_hidden(z)))
         u_c = self.c_score(F.mish(self.c_hidden(constituents.dense())))
-        return (u_z[target] * u_c).sum(dim=-1)
+        return (u_z.index_select(0, target) * u_c).sum(dim=-1)
 
 
 class BilinearCritic(Critic):
@@ -134,7 +134,7 @@ class BilinearCritic(Critic):
 
     def forward(self, z: Tensor, constituents: Constituents, target: Tensor) -> Tensor:
         """Scores constituent by constituent; see :meth:`Critic.forward`."""
-        return (z[target] * self.form(constituents.dense())).sum(dim=-1)
+        return (z.index_select(0, target) * self.form(constituents.dense())).sum(dim=-1)
 
 
 CriticName = Literal["dot_product", "bilinear"]

@@ -58,7 +58,7 @@ def score_terms(
     for parts, ways in sets:
         keys = critic.keys(Constituents(*parts))
         for belongs, target, weight in ways:
-            score = (queries[target] * keys).sum(dim=-1) + offsets[target]
+            score = (queries.index_select(0, target) * keys).sum(dim=-1) + offsets.index_select(0, target)
             # Sums over the constituents of a group are taken in float32 at least.
             score = score.float() if score.dtype in (torch.bfloat16, torch.float16) else score
             scored.append((score, belongs, target, weight))

@@ -107,11 +107,11 @@ def info_nce_term(
         0, target, false.detach().where(valid, ones * floor), "amax"
     )
     largest = largest.where(some, torch.zeros_like(largest))
-    rest = (false - largest[target]).where(valid, torch.zeros_like(false)).exp() * share
+    rest = (false - largest.index_select(0, target)).where(valid, torch.zeros_like(false)).exp() * share
     total = false.new_zeros(num_groups).index_add(0, target, rest)
     total = total.where(some, torch.ones_like(total)) * safe_count / safe_norm
     log_sum = total.log() + largest
-    terms = F.softplus(log_sum[index] - true) - count.log1p()[index]
+    terms = F.softplus(log_sum.index_select(0, index) - true) - count.log1p().index_select(0, index)
     means, exists = group_mean(terms, index, num_groups, weight)
     valid_groups = exists & some
     return means.where(valid_groups, torch.zeros_like(means)), valid_groups
