@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pyg_dim.cli import main
+from pyg_dim.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -66,11 +66,11 @@ def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch, 
 
 def test_flags_of_shell_blocks_exist(capsys):
     known = {}
-    for command in ("train", "import"):
+    for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known[command] = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
-    used = {command: set() for command in known}
+    used = {}
     for page in PAGES:
         for block in blocks(page):
             if block.language == "shell":
@@ -80,11 +80,15 @@ def test_flags_of_shell_blocks_exist(capsys):
                         continue
                     if line.startswith("tensorboard --logdir "):
                         continue
-                    assert line.startswith(("pyg-dim train", "pyg-dim import ", "python train.py")), line
-                    command = "import" if line.startswith("pyg-dim import") else "train"
-                    used[command] |= set(re.findall(r"(?<=\s)--[\w.-]+", line))
+                    line = re.sub(r"^for \w+ in [\w ]+; do (.*); done$", r"\1", line)
+                    called = re.match(r"(?:pyg-dim|python) (\w+)(?:\.py)?(?= |$)", line)
+                    assert called, line
+                    assert called[1] in known, line
+                    used.setdefault(called[1], set()).update(re.findall(r"(?<=\s)--[\w.-]+", line))
+    assert set(used) == set(known), "a command that no page shows"
+    assert used["train"]
+    assert used["import"]
     for command, flags in used.items():
-        assert flags
         assert flags <= known[command], flags - known[command]
 
 
