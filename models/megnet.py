@@ -160,6 +160,7 @@ class MEGNet(Encoder):
         edge = encoded = encode(self.encode_edge, batch.edge_dist, self.centres, self.gaussian_steepness)
         site = self.encode_site(self.embed_element(batch.z))
         state = self.encode_state(self._initial_state(batch))
+        block: Any
         for block, edge_level, site_level, state_level in zip(
             self.blocks, self.edge_levels, self.site_levels, self.state_levels, strict=True
         ):

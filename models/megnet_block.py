@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 def shifted_softplus(x: Tensor) -> Tensor:
     r"""Softplus that goes through the origin, :math:`\ln(1 + e^x) - \ln 2`."""
-    return F.softplus(x) - math.log(2)
+    return F.softplus(x).sub_(math.log(2))  # in place: only the input is needed for the gradient
 
 
 class Layers(nn.Module):

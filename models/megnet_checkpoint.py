@@ -44,7 +44,7 @@ _THEIRS: Final = {
     r"encoder\.output\.(.*)": r"output_proj.layers.0.\1",
 }
 """How matgl calls what has a name (a pattern) here."""
-_NUMBER: Final = r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
+_NUMBER: Final = r"([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
 _NORMALIZER: Final = (rf"Normalizer: Mean={_NUMBER}, Std: {_NUMBER}", rf"Normalizer\(mean={_NUMBER}, std={_NUMBER}\)")
 """How versions of matgl write the normalisation of the target down."""
 
@@ -156,13 +156,18 @@ def _read_npz(path: Path) -> _Published:
     }
     mean, std = (number(arrays.get(name), name, path, "MEGNet") for name in ("data_mean", "data_std"))
     arguments = _json(str(arrays["hyperparameters_json"]), f"{path}: hyperparameters_json")
-    return _Published(path, arguments, _without_prefix(state), arrays["element_Z"].tolist(), mean, std)
+    if arrays["element_Z"].dtype.kind not in "iu" or arrays["element_Z"].ndim != 1:
+        raise ValueError(f"{path}: element_Z holds no atomic numbers")
+    elements = arrays["element_Z"].tolist()
+    if foreign := [z for z in elements if not 1 <= z <= MAX_Z]:
+        raise ValueError(f"{path}: element_Z holds numbers of no element: {foreign}")
+    return _Published(path, arguments, _without_prefix(state), elements, mean, std)
 
 
 def _read_folder(folder: Path) -> _Published:
     path = folder / "model.json"
     must_exist(path)
-    content = _json(path.read_text(), str(path))
+    content: Any = _json(path.read_text(), str(path))
     arguments, mean, std = content.get("kwargs"), 0.0, 1.0
     if content.get("@class") == "TransformedTargetModel" and isinstance(arguments, dict):
         transformer, content = str(arguments.get("target_transformer")), arguments.get("model")
@@ -176,6 +181,8 @@ def _read_folder(folder: Path) -> _Published:
     if not isinstance(content, dict) or content.get("@class") != "MEGNet" or not isinstance(arguments, dict):
         raise ValueError(f"{path} describes no model of the class MEGNet, as matgl writes it")
     names = arguments.get("element_types") or [s for s in symbols()[1 : _LAST + 1] if s not in _UNKNOWN]
+    if not isinstance(names, list):
+        raise ValueError(f"{path}: element_types is no list of names")
     if unknown := [name for name in names if name not in atomic_numbers()]:
         raise ValueError(f"{path}: element_types names {unknown}, which are no elements")
     state = read_torch(folder / "state.pt")
