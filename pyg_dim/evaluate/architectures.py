@@ -44,11 +44,11 @@ def print_models(models: Mapping[str, type[Encoder]], console: Console) -> None:
     grid.add_column("model", no_wrap=True)
     for heading in ("parameters", "of levels", "length"):
         grid.add_column(heading, justify="right", no_wrap=True)
-    grid.add_column("graph", min_width=max(len(word) for encoder in encoders for word in repr(encoder.graph).split()))
-    grid.add_column("source")
+    # One below the other in one column: two of them would leave neither the width that it needs.
+    grid.add_column("graph, source", overflow="fold")
     for encoder in encoders:
         numbers = (*count_parameters(encoder), encoder.channels)
-        grid.add_row(encoder.name, *map(str, numbers), escape(repr(encoder.graph)), escape(encoder.source))
+        grid.add_row(encoder.name, *map(str, numbers), escape(f"{encoder.graph!r}\n{encoder.source}"))
     console.print(grid)
     console.print(
         "parameters: of the encoder at its defaults, without its Deep InfoMax levels; length: of the global "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from pyg_dim import models
@@ -34,16 +35,20 @@ def test_parameters_without_levels():
 def test_every_model_is_listed_with_its_numbers_graph_and_source():
     lines = printed(400).splitlines()
     for name, model in models.MODELS.items():
-        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        (place,) = [place for place, line in enumerate(lines) if line.split()[:1] == [name]]
         encoder = model()
         numbers = [str(number) for number in (*count_parameters(encoder), encoder.channels)]
-        assert line.split()[1:4] == numbers
-        assert repr(encoder.graph) in line
-        assert encoder.source in line
+        assert lines[place].split()[1:4] == numbers
+        assert lines[place].rstrip().endswith(repr(encoder.graph))
+        assert lines[place + 1].strip() == encoder.source
 
 
-def test_names_and_numbers_stay_whole_in_a_narrow_list():
-    narrow = printed(80)
-    assert max(map(len, narrow.splitlines())) <= 80
-    for name in models.MODELS:
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_nothing_is_cut_off_in_a_narrow_list(width):
+    narrow = printed(width)
+    assert max(map(len, narrow.splitlines())) <= width
+    assert "…" not in narrow
+    letters = "".join(narrow.split())
+    for name, model in models.MODELS.items():
         assert any(line.split()[:1] == [name] for line in narrow.splitlines())
+        assert "".join(model.source.split()) in letters
