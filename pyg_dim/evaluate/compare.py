@@ -100,6 +100,11 @@ class Run:
         return float(pd.Series(self.curves[SPEED], dtype=float).median())
 
 
+def speed_text(run: Run) -> str:
+    """Write the speed of a run with three digits, or as a whole number where it has more."""
+    return number(run.speed) if run.speed < 100 else f"{run.speed:.0f}"
+
+
 def loss_order(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Sort names of losses: those of :data:`LOSSES` first, others as they come."""
     return [*(name for name in LOSSES if name in names), *(name for name in names if name not in LOSSES)]
@@ -248,7 +253,7 @@ def _sections(runs: Sequence[Run]) -> Iterator[Section]:
         "seed": [str(run.options["seed"]) for run in runs],
         "parameters": [str(run.parameters) for run in runs],
         "parameters of levels": [str(run.level_parameters) for run in runs],
-        "crystals/s (median)": [number(run.speed) if run.speed < 100 else f"{run.speed:.0f}" for run in runs],
+        "crystals/s (median)": [speed_text(run) for run in runs],
     }
     yield "Runs", ["", *names], [[name, *cells] for name, cells in facts.items()]
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pyg_dim.evaluate.compare import Run, loss_order, ridge_row, shared_probes
+from pyg_dim.evaluate.compare import Run, loss_order, ridge_row, shared_probes, speed_text
 from pyg_dim.evaluate.formatting import replace_file
 from pyg_dim.losses import BASELINES, JS_BASELINE
 
@@ -144,9 +144,8 @@ def _draw_loss(axes: Axes, runs: Sequence[Run], name: str) -> None:
 
 def _draw_speed(axes: Axes, runs: Sequence[Run]) -> None:
     _show(axes, "crystals/s in training, median over epochs")
-    speeds = [run.speed for run in runs]
-    bars = axes.barh(range(len(runs)), speeds, color=[_colour(k) for k in range(len(runs))])
-    axes.bar_label(bars, [f"{speed:.0f}" for speed in speeds], padding=3, fontsize=8)
+    bars = axes.barh(range(len(runs)), [run.speed for run in runs], color=[_colour(k) for k in range(len(runs))])
+    axes.bar_label(bars, [speed_text(run) for run in runs], padding=3, fontsize=8)
     axes.margins(x=0.15)
     axes.set_ylim(max(len(runs), 3) - 0.5, -0.5)
     axes.set_yticks([])
