@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
 from pyg_dim.data.graphs import NearestNeighbors
+from pyg_dim.data.keys import EDGE_CLASS, LINE_CLASS, SITE_CLASS
 from pyg_dim.data.line_graph import LineGraph
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
-from pyg_dim.models.batch_norm import BatchNorm
-from pyg_dim.models.edge_gated import EdgeGatedConvolution
+from pyg_dim.models.batch_norm import BatchNorm, Repeats
+from pyg_dim.models.edge_gated import EdgeGatedConvolution, GatedGraph
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.models.equals import Equals
 from pyg_dim.models.gaussians import gaussians
 from pyg_dim.models.site_input import SiteInput
 
@@ -35,9 +37,28 @@ class Embedding(nn.Module):
         self.linear = nn.Linear(in_channels, out_channels)
         self.norm = BatchNorm(out_channels)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, repeats: Repeats | None = None) -> Tensor:
+        """[n, in] to [n, out]; rows that stand for several count so often in the batch norm."""
+        return F.silu(self.norm(self.linear(values), repeats))
+
+
+class Embeddings(nn.Sequential):
+    """Two layers, one after the other.
+
+    Args:
+        in_channels: input width.
+        hidden_channels: width in between.
+        out_channels: output width.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+        super().__init__(Embedding(in_channels, hidden_channels), Embedding(hidden_channels, out_channels))
+
+    def forward(self, values: Tensor, repeats: Repeats | None = None) -> Tensor:
         """[n, in] to [n, out]."""
-        return F.silu(self.norm(self.linear(values)))
+        for layer in self:
+            values = layer(values, repeats)
+        return values
 
 
 class ALIGNNLayer(nn.Module):
@@ -87,6 +108,8 @@ class ALIGNN(Encoder):
         k: nearest neighbours of a site.
         cutoff: largest distance of a neighbour, in angstrom; the centre of the last Gaussian.
         ties: keep all neighbours that are as far as the k-th.
+        tolerance: compute one of the sites, edges and angles that are equal by symmetry, up to this difference of
+            lengths (in angstrom) and cosines; the numbers are those of all of them. None computes all.
         species_channels: length of vectors that describe the species in place of the site features, see
             :class:`~pyg_dim.models.site_input.SiteInput`; 92 in the published network.
         noise: noise on all representations: "conditional", "learned", "none".
@@ -115,6 +138,7 @@ class ALIGNN(Encoder):
         k: int = 12,
         cutoff: float = 8.0,
         ties: bool = True,
+        tolerance: float | None = 1e-5,
         species_channels: int | None = None,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
@@ -126,8 +150,8 @@ class ALIGNN(Encoder):
             "alignn_layers": alignn_layers, "gcn_layers": gcn_layers, "hidden_channels": hidden_channels,
             "embedding_channels": embedding_channels, "crystal_channels": crystal_channels,
             "edge_gaussians": edge_gaussians, "angle_gaussians": angle_gaussians, "k": k, "cutoff": cutoff,
-            "ties": ties, "species_channels": species_channels, "noise": noise, "kl": kl, "critic": critic,
-            "estimator": estimator,
+            "ties": ties, "tolerance": tolerance, "species_channels": species_channels, "noise": noise,
+            "kl": kl, "critic": critic, "estimator": estimator,
         }  # fmt: skip
         least = {"edge_gaussians": 2, "angle_gaussians": 2}
         for argument, value in self.config.items():
@@ -135,7 +159,7 @@ class ALIGNN(Encoder):
                 raise ValueError(f"ALIGNN: {argument} must be at least {least.get(argument, 1)}, not {value}")
         if not 0 < cutoff < float("inf"):
             raise ValueError(f"ALIGNN: cutoff must be a positive length in angstrom, not {cutoff}")
-        self.graph: Callable[[Any], Any] = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True))
+        self.graph: Callable[[Any], Any] = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True), tolerance)
         self.channels = crystal_channels
         self.cutoff = float(cutoff)
         self.edge_gaussians, self.angle_gaussians = edge_gaussians, angle_gaussians
@@ -145,8 +169,7 @@ class ALIGNN(Encoder):
         self.site_input = SiteInput(species_channels)
         self.embed_site = Embedding(self.site_input.channels, hidden)
         self.embed_edge, self.embed_angle = (
-            nn.Sequential(Embedding(number, embedding_channels), Embedding(embedding_channels, hidden))
-            for number in (edge_gaussians, angle_gaussians)
+            Embeddings(number, embedding_channels, hidden) for number in (edge_gaussians, angle_gaussians)
         )
         self.alignn_layers = nn.ModuleList(ALIGNNLayer(hidden, n < alignn_layers - 1) for n in range(alignn_layers))
         self.gcn_layers = nn.ModuleList(EdgeGatedConvolution(hidden, n < gcn_layers - 1) for n in range(gcn_layers))
@@ -190,24 +213,42 @@ class ALIGNN(Encoder):
                 "ALIGNN needs the angles of a batch: add its edges with encoder.graph, or with LineGraph(...) around "
                 "another graph or a cache of graphs"
             )
-        source, target = batch.edge_index
-        first, second = batch.line_index
-        x = self.embed_site(self.site_input(batch))
-        distance = y = self.embed_edge(self.expand_distance(batch.edge_dist))
-        angle = z = self.embed_angle(self.expand_angle(batch.line_cos))
+        (source, target), (first, second) = batch.edge_index, batch.line_index
+        sites = Equals(batch, SITE_CLASS, batch.batch.numel())
+        edges = Equals(batch, EDGE_CLASS, source.numel())
+        angles = Equals(batch, LINE_CLASS, first.numel())
+        bonds, bond_pairs = _graph(source, target, sites, edges), _graph(first, second, edges, angles)
+        x = self.embed_site(sites.first(self.site_input(batch)), sites.repeats)
+        distance = y = self.embed_edge(self.expand_distance(edges.mean(batch.edge_dist)), edges.repeats)
+        angle = z = self.embed_angle(self.expand_angle(angles.mean(batch.line_cos)), angles.repeats)
+        # Levels see every site and every edge.
         further = source[first]
+        earlier = first if edges.classes is None else edges.classes[first]
+        site = sites.spread(x)
         site_levels = iter(self.site_levels)
         for layer, edge_level in zip(self.alignn_layers, self.edge_levels, strict=True):
-            of_sites = Constituents((x, source), (distance, None))
-            of_edges = Constituents((x, further), (distance, first), (angle, None))
-            x, y = layer.over_edges(x, y, source, target)
-            x = next(site_levels)(x, constituents=of_sites, index=target)
-            y, z = layer.over_angles(y, z, first, second)
-            y = edge_level(y, constituents=of_edges, index=second)
+            assert isinstance(layer, ALIGNNLayer)  # noqa: S101 - tells the type checker what the list holds
+            of_sites = Constituents((site, source), (distance, edges.classes))
+            of_edges = Constituents((site, further), (distance, earlier), (angle, angles.classes))
+            x, y = layer.over_edges(x, y, bonds)
+            site = next(site_levels)(sites.spread(x), constituents=of_sites, index=target)
+            y, z = layer.over_angles(y, z, bond_pairs)
+            y = edges.first(edge_level(edges.spread(y), constituents=of_edges, index=second))
+            x = sites.first(site)
         for convolution, level in zip(self.gcn_layers, site_levels, strict=True):
-            of_sites = Constituents((x, source), (distance, None))
-            x, y = convolution(x, y, source, target)
-            x = level(x, constituents=of_sites, index=target)
-        hidden = site_mean(x, batch)
-        crystal = self.global_level(self.output(hidden), constituents=x, index=batch.batch, hidden=hidden)
-        return Representation(crystal, hidden, x)
+            of_sites = Constituents((site, source), (distance, edges.classes))
+            x, y = convolution(x, y, bonds)
+            site = level(sites.spread(x), constituents=of_sites, index=target)
+            x = sites.first(site)
+        hidden = site_mean(site, batch)
+        crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
+        return Representation(crystal, hidden, site)
+
+
+def _graph(source: Tensor, target: Tensor, nodes: Equals, edges: Equals) -> GatedGraph:
+    """A graph, or that of its classes: all edges of a class join the same two classes of nodes."""
+    if nodes.classes is None or nodes.repeats is None or edges.repeats is None:
+        return GatedGraph(source, target)
+    source, target = (nodes.classes[edges.first(end)] for end in (source, target))
+    each = edges.repeats.count // nodes.repeats.count[target]
+    return GatedGraph(source, target, each, nodes.repeats, edges.repeats)

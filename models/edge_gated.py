@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyg_dim.models.batch_norm import BatchNorm
+from pyg_dim.models.batch_norm import BatchNorm, Repeats
 
 EPSILON = 1e-6
 """Added to the sum of the gates of a node, by which the sum of its messages is divided."""
+
+
+@dataclass(frozen=True)
+class GatedGraph:
+    """A graph, or one whose nodes and edges stand for classes of equal ones.
+
+    Attributes:
+        source: [e] int64, node s of each edge.
+        target: [e] int64, node i of each edge.
+        each: [e] how many edges of a class each node of the target's class has; None where all stand for themselves.
+        nodes: members of the classes of nodes, or None.
+        edges: members of the classes of edges, or None.
+    """
+
+    source: Tensor
+    target: Tensor
+    each: Tensor | None = None
+    nodes: Repeats | None = None
+    edges: Repeats | None = None
 
 
 class EdgeGatedConvolution(nn.Module):
@@ -39,22 +61,28 @@ class EdgeGatedConvolution(nn.Module):
         self.node_norm = BatchNorm(channels)
         self.edge_norm = BatchNorm(channels) if update_edges else None
 
-    def forward(self, x: Tensor, y: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, y: Tensor, graph: GatedGraph) -> tuple[Tensor, Tensor | None]:
         """Gather the edges of every node.
 
         Args:
             x: [n, C] node features.
             y: [e, C] edge features.
-            source: [e] node s of each edge.
-            target: [e] node i of each edge.
+            graph: which nodes the edges join.
 
         Returns:
             ([n, C] new node features, [e, C] new edge features or None).
         """
-        gate = self.source_gate(x)[source] + self.target_gate(x)[target] + self.edge_gate(y)
+        source, target = graph.source, graph.target
+        per_node = torch.cat([layer.weight for layer in (self.source_gate, self.message, self.target_gate)])
+        to_source, message, to_target = (x @ per_node.T).split(x.size(1), dim=1)
+        to_source = to_source + (self.source_gate.bias + self.target_gate.bias)
+        gate = to_source.index_select(0, source) + to_target.index_select(0, target) + self.edge_gate(y)
         weight = gate.sigmoid()
+        if graph.each is not None:
+            weight = weight * graph.each.to(weight.dtype)[:, None]
+        message = (message + self.message.bias).index_select(0, source)
         zeros = weight.new_zeros(x.shape)
-        total = zeros.index_add(0, target, weight * self.message(x)[source])
+        total = zeros.index_add(0, target, weight * message)
         mean = total / (zeros.index_add(0, target, weight) + EPSILON)
-        new = x + F.silu(self.node_norm(self.own(x) + mean))
-        return new, None if self.edge_norm is None else y + F.silu(self.edge_norm(gate))
+        new = x + F.silu(self.node_norm(self.own(x) + mean, graph.nodes))
+        return new, None if self.edge_norm is None else y + F.silu(self.edge_norm(gate, graph.edges))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from pyg_dim.data.keys import LINE_INDEX
+from pyg_dim.data.keys import CLASS_COUNTS, LINE_INDEX
 
 
 class CrystalBatch(Data):
@@ -28,7 +28,9 @@ class Crystal(Data):
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """Where the numbers of the next crystal of a batch start: the nodes of a line graph are edges, not sites."""
+        """Where the numbers of the next crystal of a batch start: line graphs join edges, not sites."""
+        if key in CLASS_COUNTS:
+            return self[CLASS_COUNTS[key]].numel()
         return self.num_edges if key == LINE_INDEX else super().__inc__(key, value, *args, **kwargs)
 
     @property

@@ -37,8 +37,19 @@ LINE_COS: Final = "line_cos"
 """[L] float: cosine of the angle at j between its neighbours k and i; 1 where the second edge leads back."""
 STATE: Final = "state"
 """[B] int64: label of the state of each crystal (level of theory, for instance), for models that take one."""
+SITE_CLASS: Final = "site_class"
+EDGE_CLASS: Final = "edge_class"
+LINE_CLASS: Final = "line_class"
+"""[N], [E], [L] int64: class of equal sites, edges, pairs of edges, from 0 (see :mod:`pyg_dim.data.symmetry`)."""
+SITE_COUNT: Final = "site_count"
+EDGE_COUNT: Final = "edge_count"
+LINE_COUNT: Final = "line_count"
+"""[number of classes] int64: members of each of those classes."""
 Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
 
 SPECIES_KEYS: Final = (Z, X, OXIDATION)
 """What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""
+
+CLASS_COUNTS: Final = {SITE_CLASS: SITE_COUNT, EDGE_CLASS: EDGE_COUNT, LINE_CLASS: LINE_COUNT}
+"""Classes and their sizes. They depend on the species: a false sample goes without."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.keys import SPECIES_KEYS
+from pyg_dim.data.symmetry import forget_equals
 from pyg_dim.false_samples.equality import constituents_occur
 from pyg_dim.tape import FalseSample, Record
 
@@ -114,12 +115,14 @@ def relabel(batch: Any, donor: Tensor) -> Any:
         donor: [N] site whose species each site takes.
 
     Returns:
-        A shallow copy of the batch with re-labelled species; all other tensors are shared.
+        A shallow copy of the batch with re-labelled species; all other tensors are shared, but for the classes of
+        equal sites, edges and angles: with other species these are not equal.
     """
     false = copy(batch)
     for key in SPECIES_KEYS:
         if (values := batch.get(key)) is not None:
             false[key] = values[donor]
+    forget_equals(false)
     return false
 
 

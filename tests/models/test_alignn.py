@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,13 @@ from torch import Tensor, nn
 from pyg_dim import record
 from pyg_dim.models.alignn import ALIGNN
 from pyg_dim.models.batch_norm import BatchNorm
-from pyg_dim.models.edge_gated import EdgeGatedConvolution
+from pyg_dim.models.edge_gated import EdgeGatedConvolution, GatedGraph
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu"]
 SMALL = {
     "alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 8, "embedding_channels": 6, "crystal_channels": 10,
-    "edge_gaussians": 12, "angle_gaussians": 7, "k": 4,
+    "edge_gaussians": 12, "angle_gaussians": 7, "k": 4, "tolerance": None,
 }  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def test_convolution_written_out(training, update_edges) -> None:
     x, y = torch.randn(4, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)
     source, target = torch.randint(4, (11,)), torch.randint(3, (11,)).sort().values
     expected = convolved(deepcopy(layer), x, y, source.tolist(), target.tolist())
-    nodes, edges = layer(x, y, source, target)
+    nodes, edges = layer(x, y, GatedGraph(source, target))
     close(nodes, torch.stack(expected[0]))
     assert (edges is None) == (not update_edges)
     if update_edges:
@@ -103,7 +105,7 @@ def test_convolution_written_out(training, update_edges) -> None:
 def test_convolution_takes_a_graph_without_edges() -> None:
     layer = EdgeGatedConvolution(4)
     none = torch.zeros(0, dtype=torch.long)
-    nodes, edges = layer(torch.randn(2, 4), torch.zeros(0, 4), none, none)
+    nodes, edges = layer(torch.randn(2, 4), torch.zeros(0, 4), GatedGraph(none, none))
     assert nodes.isfinite().all()
     assert edges.shape == (0, 4)
 
@@ -154,7 +156,7 @@ def test_levels_see_what_was_there_before_the_layer(model, batch) -> None:
         assert level.scope == level.name.split("_")[0]
         assert level.index.equal(target if level.scope == "site" else second)
         assert not level.constituents.dense().requires_grad
-    sites = [args[0] for args, _ in inputs if args[2] is source or args[2].equal(source)]
+    sites = [args[0] for args, _ in inputs if args[2].source.equal(source)]
     assert len(sites) == 4
     for level in (r for r in tape.records if r.scope == "site"):
         x = sites[int(level.name[-1])]
@@ -247,7 +249,10 @@ def test_a_batch_without_a_line_graph_is_refused(model, batch_of) -> None:
 def test_published_defaults() -> None:
     model = ALIGNN()
     assert (len(model.alignn_layers), len(model.gcn_layers)) == (4, 4)
-    assert repr(model.graph) == "LineGraph(NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=True, symmetric=True))"
+    assert (
+        repr(model.graph)
+        == "LineGraph(NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=True, symmetric=True), tolerance=1e-05)"
+    )
     assert model.expand_distance(torch.zeros(3)).shape == (3, 80)
     assert model.expand_angle(torch.zeros(3)).shape == (3, 40)
     assert model.embed_edge[0].linear.out_features == 64
@@ -274,3 +279,43 @@ def test_published_defaults() -> None:
 def test_errors(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         ALIGNN(**options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_are_computed_once_with_the_numbers_of_all(model, batch_of, crystals, training) -> None:
+    """Values, gradients and running statistics; crystals of high symmetry and of none, one without edges."""
+    lonely = replace(crystals["Cu"], cell=30 * np.eye(3))
+    once = ALIGNN(**(SMALL | {"tolerance": 1e-5})).double()
+    once.load_state_dict(model.state_dict())
+    results, rows = [], []
+    for encoder in (model, once):
+        batch = encoder.graph(batch_of([*NAMES, lonely]))
+        hook = encoder.embed_angle.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+        out = encoder.train(training).represent(batch)
+        hook.remove()
+        (out.crystal.sum() + out.site.square().sum()).backward()
+        gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+        results.append([out.crystal, out.hidden, out.site, *gradients.values(), *encoder.buffers()])
+    assert rows[1] < 0.6 * rows[0]
+    for plain, merged in zip(*results, strict=True):
+        close(merged, plain, 1e-9)
+
+
+def test_levels_see_all_of_the_equals(model, batch_of) -> None:
+    """Isolated and joint: the losses, and the gradients that they give."""
+    once = ALIGNN(**(SMALL | {"tolerance": 1e-5})).double()
+    once.load_state_dict(model.state_dict())
+    for isolate in (True, False):
+        results = []
+        for encoder in (model, once):
+            encoder.train().zero_grad()
+            objective = DeepInfoMax(encoder, isolate=isolate)
+            torch.manual_seed(0)
+            losses = objective(encoder.graph(batch_of(NAMES)), torch.Generator().manual_seed(0))
+            losses["total"].backward()
+            gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+            results.append((losses, gradients))
+        for plain, merged in zip(*results, strict=True):
+            assert plain.keys() == merged.keys()
+            for name, value in plain.items():
+                close(merged[name], value, 1e-9)

@@ -1,0 +1,142 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.loader import DataLoader
+
+from pyg_dim.data import Crystal, LineGraph, NearestNeighbors
+from pyg_dim.data.keys import CLASS_COUNTS
+from pyg_dim.false_samples.corruption import relabel
+
+CRYSTAL_GRAPH = NearestNeighbors(6, 6.0, ties=True, symmetric=True)
+GRAPH = LineGraph(CRYSTAL_GRAPH, 1e-5)
+NAMES = ["NaCl", "CaF2", "CaTiO3", "TiO2", "triclinic", "Cu", "Si"]
+
+
+@pytest.fixture
+def batch(batch_of):
+    return GRAPH(batch_of(NAMES))
+
+
+def sizes(batch):
+    return {key: batch[count].numel() for key, count in CLASS_COUNTS.items()}
+
+
+def test_known_symmetry(batch_of):
+    """Each with the numbers of different sites and edges."""
+    for name, sites, edges in [("NaCl", 2, 2), ("CaF2", 2, 3), ("CaTiO3", 3, None), ("TiO2", 2, None), ("Cu", 1, 1)]:
+        found = sizes(GRAPH(batch_of([name])))
+        assert found["site_class"] == sites
+        assert edges in (None, found["edge_class"])
+
+
+def test_rock_salt_in_full(batch_of):
+    """Two kinds of edges, each followed by six: one leads back, one straight on, four at a right angle."""
+    batch = GRAPH(batch_of(["NaCl"]))
+    assert batch.edge_count.tolist() == [6, 6]
+    assert sorted(batch.line_count.tolist()) == [6, 6, 6, 6, 24, 24]
+    for number in range(6):
+        assert batch.line_cos[batch.line_class == number].std() < 1e-12
+
+
+def test_without_symmetry_every_row_is_its_own_class(batch_of):
+    batch = GRAPH(batch_of(["triclinic"]))
+    assert all(batch[count].eq(1).all() for count in CLASS_COUNTS.values())
+
+
+def test_members_meet_the_same_classes_equally_often(batch):
+    """What makes the numbers of a network equal on all members, layer after layer."""
+    site, edge, line = (batch[key].tolist() for key in CLASS_COUNTS)
+    (source, target), (first, second) = batch.edge_index.tolist(), batch.line_index.tolist()
+    of_site = [(int(batch.batch[i]), int(batch.z[i])) for i in range(len(site))]
+    met = [Counter(edge[e] for e in range(len(edge)) if target[e] == i) for i in range(len(site))]
+    assert_alike(site, list(zip(of_site, met, strict=True)))
+    incoming = [Counter() for _ in edge]
+    for pair, b in enumerate(second):
+        incoming[b][line[pair]] += 1
+    assert_alike(edge, [(site[source[e]], site[target[e]], incoming[e]) for e in range(len(edge))])
+    assert_alike(line, [(edge[a], edge[b]) for a, b in zip(first, second, strict=True)])
+    for values, classes in ((batch.edge_dist, edge), (batch.line_cos, line)):
+        for number in range(max(classes) + 1):
+            mine = values[torch.tensor(classes) == number]
+            assert mine.max() - mine.min() < 1e-5
+    assert len(set(line)) < len(line) / 2
+
+
+def assert_alike(classes, members):
+    """All members of a class are equal."""
+    known = {}
+    for number, member in zip(classes, members, strict=True):
+        assert known.setdefault(number, member) == member
+
+
+def test_counts(batch):
+    for key, count in CLASS_COUNTS.items():
+        assert batch[key].dtype == torch.int64
+        assert batch[count].equal(torch.bincount(batch[key]))
+
+
+def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relabelled):
+    assert sizes(GRAPH(batch_of([relabelled("NaCl", [11, 11])])))["site_class"] == 1
+    assert sizes(GRAPH(batch_of([relabelled("CaF2", [20, 9, 17])])))["site_class"] == 3
+    batch = batch_of(["CaF2"])
+    batch.oxidation[1:] = torch.tensor([-1.0, -2.0])
+    assert sizes(GRAPH(batch))["site_class"] == 3
+    del batch["oxidation"]
+    assert sizes(GRAPH(batch))["site_class"] == 2
+
+
+def test_small_distortions_count(batch_of, crystals):
+    from dataclasses import replace
+
+    strained = replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1.001]))
+    assert sizes(GRAPH(batch_of([strained])))["line_class"] > sizes(GRAPH(batch_of(["Cu"])))["line_class"]
+    assert sizes(LineGraph(CRYSTAL_GRAPH, 1e-2)(batch_of([strained]))) == sizes(GRAPH(batch_of(["Cu"])))
+
+
+def test_batched_equals_one_by_one(batch, batch_of):
+    alone = [sizes(GRAPH(batch_of([name]))) for name in NAMES]
+    assert sizes(batch) == {key: sum(one[key] for one in alone) for key in CLASS_COUNTS}
+    twice = GRAPH(batch_of(["NaCl", "NaCl"]))
+    assert sizes(twice) == {key: 2 * value for key, value in alone[0].items()}
+
+
+def test_single_precision_sees_the_symmetry(batch_of):
+    for name in NAMES:
+        assert sizes(GRAPH(batch_of([name], torch.float32))) == sizes(GRAPH(batch_of([name])))
+
+
+def test_crystals_are_collated_by_pyg(dataset):
+    alone = [
+        GRAPH(Crystal(z=one.z, pos=one.pos, cell=one.cell)) for one in map(dataset.gather, torch.arange(5)[:, None])
+    ]
+    batch = next(iter(DataLoader(alone, batch_size=5)))
+    expected = GRAPH(dataset.gather(torch.arange(5)))
+    for key, count in CLASS_COUNTS.items():
+        assert batch[count].equal(torch.bincount(batch[key]))
+        pairs = torch.stack([batch[key], expected[key]], dim=1).unique(dim=0)
+        assert len(pairs) == batch[count].numel() == expected[count].numel()
+
+
+def test_other_species_go_without_classes(batch):
+    false = relabel(batch, torch.arange(batch.num_nodes).flip(0))
+    assert not any(key in false for pair in CLASS_COUNTS.items() for key in pair)
+    assert all(key in batch for pair in CLASS_COUNTS.items() for key in pair)
+    assert false.line_index is batch.line_index
+
+
+def test_a_graph_without_classes_takes_old_ones_away(batch):
+    assert not any(key in LineGraph(CRYSTAL_GRAPH)(batch) for key in CLASS_COUNTS)
+
+
+def test_without_edges(make_dataset):
+    box = ([11], np.zeros((1, 3)), 30 * np.eye(3))
+    batch = GRAPH(make_dataset([box, box]).gather(torch.arange(2)))
+    assert sizes(batch) == {"site_class": 2, "edge_class": 0, "line_class": 0}
+
+
+def test_tolerance_is_checked():
+    for tolerance in (-1e-9, float("nan")):
+        with pytest.raises(ValueError, match="tolerance must be a difference of at least 0, or None"):
+            LineGraph(CRYSTAL_GRAPH, tolerance)
