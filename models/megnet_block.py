@@ -127,8 +127,16 @@ class MEGNetBlock(nn.Module):
         Returns:
             ([E, C] new edges, [N, C] sums of E' over the edges of each site, [N, C] V, [B, C] U).
         """
-        run = _compiled_edge_step() if self.compiled else _edge_step
-        return run(self, edge, site, state, graph.source, graph.target, graph.crystal)
+        V, U = (x if dense is None else dense(x) for dense, x in ((self.dense_site, site), (self.dense_state, state)))
+        of_source, of_target, _, of_state, bias = self.edge.first_layer(4)
+        # index_select, not [...]: on a CPU the gradient of the latter takes 20 times as long.
+        at_target = torch.addmm(torch.addmm(bias, U, of_state.T).index_select(0, graph.crystal), V, of_target.T)
+        at_source = V @ of_source.T
+        run = _compiled_edge_networks() if self.compiled else _edge_networks
+        edge, messages = run(
+            self, edge, at_target.index_select(0, graph.target), at_source.index_select(0, graph.source)
+        )
+        return edge, messages.new_zeros(site.shape).index_add(0, graph.target, messages), V, U
 
     def update_sites(
         self, site: Tensor, messages: Tensor, V: Tensor, U: Tensor, graph: Multigraph
@@ -170,22 +178,18 @@ class MEGNetBlock(nn.Module):
         return state + self.state(torch.cat([U, of_edges / graph.crystal_edges, of_sites / graph.crystal_sites], dim=1))
 
 
-def _edge_step(
-    block: MEGNetBlock, edge: Tensor, site: Tensor, state: Tensor, source: Tensor, target: Tensor, crystal: Tensor
-) -> tuple[Tensor, ...]:
-    E, V, U = (
-        x if dense is None else dense(x)
-        for dense, x in ((block.dense_edge, edge), (block.dense_site, site), (block.dense_state, state))
-    )
-    of_source, of_target, of_edge, of_state, bias = block.edge.first_layer(4)
-    # index_select, not [...]: on a CPU the gradient of the latter takes 20 times as long.
-    at_target = torch.addmm(torch.addmm(bias, U, of_state.T).index_select(0, crystal), V, of_target.T)
-    of_sites = at_target.index_select(0, target) + (V @ of_source.T).index_select(0, source)
-    messages = block.edge.finish(torch.addmm(of_sites, E, of_edge.T))
-    return edge + messages, messages.new_zeros(site.shape).index_add(0, target, messages), V, U
+def _edge_networks(block: MEGNetBlock, edge: Tensor, of_target: Tensor, of_source: Tensor) -> tuple[Tensor, Tensor]:
+    """[E, C] new edges and [E, C] E', from the edges and the parts of the first layer that sites have taken."""
+    E = edge if block.dense_edge is None else block.dense_edge(edge)
+    of_edge = block.edge.first_layer(4)[2]
+    messages = block.edge.finish(torch.addmm(of_target + of_source, E, of_edge.T))
+    return edge + messages, messages
 
 
 @cache
-def _compiled_edge_step() -> Callable[..., tuple[Tensor, ...]]:
-    """The step of the edges fused by torch.compile, one compilation for batches of every size."""
-    return torch.compile(_edge_step, dynamic=True)
+def _compiled_edge_networks() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The networks of the edges fused by torch.compile, one compilation for batches of every size.
+
+    Without the sums over edges and the gradient of the rows taken, which on a CPU are slower in compiled code.
+    """
+    return torch.compile(_edge_networks, dynamic=True)
