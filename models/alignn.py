@@ -219,24 +219,23 @@ class ALIGNN(Encoder):
         angles = Equals(batch, LINE_CLASS, first.numel())
         bonds, bond_pairs = _graph(source, target, sites, edges), _graph(first, second, edges, angles)
         x = self.embed_site(sites.first(self.site_input(batch)), sites.repeats)
-        distance = y = self.embed_edge(self.expand_distance(edges.mean(batch.edge_dist)), edges.repeats)
+        y = self.embed_edge(self.expand_distance(edges.mean(batch.edge_dist)), edges.repeats)
         angle = z = self.embed_angle(self.expand_angle(angles.mean(batch.line_cos)), angles.repeats)
         # Levels see every site and every edge.
-        further = source[first]
-        earlier = first if edges.classes is None else edges.classes[first]
+        distance, further = edges.spread(y), source[first]
         site = sites.spread(x)
         site_levels = iter(self.site_levels)
         for layer, edge_level in zip(self.alignn_layers, self.edge_levels, strict=True):
             assert isinstance(layer, ALIGNNLayer)  # noqa: S101 - tells the type checker what the list holds
-            of_sites = Constituents((site, source), (distance, edges.classes))
-            of_edges = Constituents((site, further), (distance, earlier), (angle, angles.classes))
+            of_sites = Constituents((site, source), (distance, None))
+            of_edges = Constituents((site, further), (distance, first), (angle, angles.classes))
             x, y = layer.over_edges(x, y, bonds)
             site = next(site_levels)(sites.spread(x), constituents=of_sites, index=target)
             y, z = layer.over_angles(y, z, bond_pairs)
             y = edges.first(edge_level(edges.spread(y), constituents=of_edges, index=second))
             x = sites.first(site)
         for convolution, level in zip(self.gcn_layers, site_levels, strict=True):
-            of_sites = Constituents((site, source), (distance, edges.classes))
+            of_sites = Constituents((site, source), (distance, None))
             x, y = convolution(x, y, bonds)
             site = level(sites.spread(x), constituents=of_sites, index=target)
             x = sites.first(site)
