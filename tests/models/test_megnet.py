@@ -165,16 +165,15 @@ def test_no_edges_at_all(model, graph_of, lonely, generator) -> None:
 
 def test_what_levels_see(model, graph_of) -> None:
     batch = graph_of(model, NAMES)
-    seen: dict[str, list] = {}
-    for name in ("encode_edge", "encode_site", "encode_state"):
-        model.get_submodule(name).register_forward_hook(lambda _, args, out, name=name: seen.update({name: out}))
+    seen: dict[str, torch.Tensor] = {}
+    model.encode_site.register_forward_hook(lambda _, args, out: seen.update(site=out))
     with record(model, batch) as tape:
         out = model.represent(batch)
     names = ["edge_levels.0", "site_levels.0", "state_levels.0", "edge_levels.1", "site_levels.1", "state_levels.1"]
     assert [r.name for r in tape.records] == [*names, "global_level"]
     assert [r.scope for r in tape.records] == [*["edge", "site", "crystal"] * 2, "crystal"]
     source, target = batch.edge_index
-    site, encoded = seen["encode_site"], seen["encode_edge"]
+    site, encoded = seen["site"], model.edge_features(batch.edge_dist)
     for edge, node, state in (tape.records[:3], tape.records[3:6]):
         number = torch.arange(len(source))
         # The two sites of the edge, and nothing of the edge itself.
@@ -204,6 +203,16 @@ def test_the_first_edge_does_not_know_its_sites(model, graph_of, relabelled) -> 
     for a, b in ((tape.records[1], other.records[1]), (tape.records[4], other.records[4])):
         assert a.constituents.dense()[:, 6:].equal(b.constituents.dense()[:, 6:])
         assert not a.constituents.dense()[:, :6].equal(b.constituents.dense()[:, :6])
+
+
+def test_edges_of_equal_length_are_encoded_once(model, graph_of) -> None:
+    distance = graph_of(model, NAMES).edge_dist
+    rows = []
+    model.encode_edge.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    features = model.edge_features(distance)
+    assert rows[0] == distance.unique().numel() < len(distance)
+    one_by_one = (-model.gaussian_steepness * (distance[:, None] - model.centres).square()).exp()
+    close(features, model.encode_edge(one_by_one))
 
 
 def _with_gradient(model: nn.Module) -> set[str]:

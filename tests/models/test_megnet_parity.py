@@ -127,7 +127,7 @@ def test_messages_go_to_the_target(model, theirs) -> None:
 def test_stages(model, theirs) -> None:
     encoder, seen = model.encoder, {}
     layers = {
-        "edge_encoder": encoder.encode_edge, "node_encoder": encoder.encode_site, "state_encoder": encoder.encode_state,
+        "node_encoder": encoder.encode_site, "state_encoder": encoder.encode_state,
         "node_s2s": encoder.read_sites, "edge_s2s": encoder.read_edges,
     }  # fmt: skip
     for b, block in enumerate(encoder.blocks):
@@ -143,7 +143,7 @@ def test_stages(model, theirs) -> None:
         batch = theirs.batch_with_their_graph(chosen)
         with torch.no_grad():
             out = model(batch)
-        ours = dict(seen)
+            ours = seen | {"edge_encoder": encoder.edge_features(batch.edge_dist)}
         for kind in ("edge", "node", "state"):
             before = ours[f"block0_dense_{kind}"] = ours[f"{kind}_encoder"]
             for b in range(3):
