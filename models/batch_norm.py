@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,13 +45,16 @@ class BatchNorm(nn.BatchNorm1d):
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if repeats is None or not self.training:
             return super().forward(input)
-        share = repeats.count.to(input.dtype) / repeats.total
-        mean = share @ input
-        centred = input - mean
-        variance = share @ centred.square()
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            unbiased = variance.detach() * (repeats.total / (repeats.total - 1))
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        return centred * ((variance + self.eps).rsqrt() * self.weight) + self.bias
+        # Statistics are taken in float32 at least, as those of the usual batch norm are.
+        with torch.autocast(input.device.type, enabled=False):
+            values = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+            share = repeats.count.to(values.dtype) / repeats.total
+            mean = share @ values
+            centred = values - mean
+            variance = share @ centred.square()
+            if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+                unbiased = variance.detach() * (repeats.total / (repeats.total - 1))
+                self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            return (centred * ((variance + self.eps).rsqrt() * self.weight) + self.bias).to(input.dtype)

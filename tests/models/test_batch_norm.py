@@ -37,3 +37,15 @@ def test_one_row_in_all_has_no_statistics() -> None:
     assert norm.running_mean.equal(before)
     norm(torch.ones(1, 2), Repeats(torch.tensor([4]), 4))
     assert not norm.running_mean.equal(before)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_statistics_of_half_precision_rows(autocast) -> None:
+    """Far from zero, where half precision would lose the spread."""
+    rows, repeats = (torch.randn(300, 2) + 100).bfloat16(), Repeats(torch.ones(300, dtype=torch.long), 300)
+    ours, plain = BatchNorm(2), BatchNorm(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = ours(rows, repeats)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), plain(rows.float()), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-4, atol=0)
