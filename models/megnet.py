@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,16 +18,6 @@ from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation
 from pyg_dim.models.megnet_block import Layers, MEGNetBlock, Multigraph
 from pyg_dim.models.set2set import Set2Set
-
-
-def _expand_and_encode(encode: Layers, distance: Tensor, centres: Tensor, steepness: float) -> Tensor:
-    return encode((-steepness * (distance[:, None] - centres).square()).exp())
-
-
-@cache
-def _compiled_edges() -> Callable[..., Tensor]:
-    """Expansion and encoding of distances fused by torch.compile, one compilation for batches of every size."""
-    return torch.compile(_expand_and_encode, dynamic=True)
 
 
 class MEGNet(Encoder):
@@ -110,7 +100,6 @@ class MEGNet(Encoder):
                 raise ValueError(f"MEGNet: {argument} must be a positive {unit}, not {value}")
         self.graph: Callable[[Any], Any] = RadiusGraph(cutoff)
         self.channels = crystal_channels
-        self.compiled = False
         self.gaussian_steepness = gaussian_steepness
         # A buffer, since published weights come with centres of their own, rounded to single precision.
         self.register_buffer("centres", torch.linspace(0.0, cutoff + 1.0, gaussians))
@@ -134,18 +123,6 @@ class MEGNet(Encoder):
         self.output = nn.Linear(5 * width, crystal_channels)
         self.global_level = level(crystal_channels, width, hidden_channels=5 * width, scope="crystal")
 
-    def set_compile(self, enabled: bool) -> None:
-        """Run the networks of edges and the critics through torch.compile (the same numbers), or eagerly.
-
-        Args:
-            enabled: whether to compile.
-        """
-        super().set_compile(enabled)
-        self.compiled = enabled
-        for module in self.modules():
-            if isinstance(module, MEGNetBlock):
-                module.compiled = enabled
-
     def edge_features(self, distance: Tensor) -> Tensor:
         """Features of edges before the first block.
 
@@ -155,13 +132,15 @@ class MEGNet(Encoder):
         Returns:
             [E, C] features.
         """
-        encode = _compiled_edges() if self.compiled else _expand_and_encode
         if distance.device.type != "cpu":
-            return encode(self.encode_edge, distance, self.centres, self.gaussian_steepness)
+            return self.encode_edge(self._expand(distance))
         # Both directions of an edge and what symmetry makes equal, at once: five times fewer rows in small cells. Not
         # on other devices, where their number would make the host wait.
         distinct, place = distance.unique(return_inverse=True)
-        return encode(self.encode_edge, distinct, self.centres, self.gaussian_steepness).index_select(0, place)
+        return self.encode_edge(self._expand(distinct)).index_select(0, place)
+
+    def _expand(self, distance: Tensor) -> Tensor:
+        return (-self.gaussian_steepness * (distance[:, None] - self.centres).square()).exp()
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`.

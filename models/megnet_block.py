@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,9 +95,6 @@ class MEGNetBlock(nn.Module):
         convolution_hidden: widths of the hidden layers of each phi.
         first: whether it is the first block.
 
-    Attributes:
-        compiled: run the steps of edges and sites through torch.compile.
-
     Source: Chen et al. 2019, order of the parts as in the published weights.
     """
 
@@ -106,7 +102,6 @@ class MEGNetBlock(nn.Module):
         self, channels: int, dense_hidden: Sequence[int], convolution_hidden: Sequence[int], first: bool
     ) -> None:
         super().__init__()
-        self.compiled = False
         dense = [*dense_hidden, channels]
         self.dense_edge, self.dense_site, self.dense_state = (
             None if first else Layers(channels, dense) for _ in range(3)
@@ -128,15 +123,14 @@ class MEGNetBlock(nn.Module):
             ([E, C] new edges, [N, C] sums of E' over the edges of each site, [N, C] V, [B, C] U).
         """
         V, U = (x if dense is None else dense(x) for dense, x in ((self.dense_site, site), (self.dense_state, state)))
-        of_source, of_target, _, of_state, bias = self.edge.first_layer(4)
+        of_source, of_target, of_edge, of_state, bias = self.edge.first_layer(4)
         # index_select, not [...]: on a CPU the gradient of the latter takes 20 times as long.
         at_target = torch.addmm(torch.addmm(bias, U, of_state.T).index_select(0, graph.crystal), V, of_target.T)
         at_source = V @ of_source.T
-        run = _compiled_edge_networks() if self.compiled else _edge_networks
-        edge, messages = run(
-            self, edge, at_target.index_select(0, graph.target), at_source.index_select(0, graph.source)
-        )
-        return edge, messages.new_zeros(site.shape).index_add(0, graph.target, messages), V, U
+        of_sites = at_target.index_select(0, graph.target) + at_source.index_select(0, graph.source)
+        E = edge if self.dense_edge is None else self.dense_edge(edge)
+        messages = self.edge.finish(torch.addmm(of_sites, E, of_edge.T))
+        return edge + messages, messages.new_zeros(site.shape).index_add(0, graph.target, messages), V, U
 
     def update_sites(
         self, site: Tensor, messages: Tensor, V: Tensor, U: Tensor, graph: Multigraph
@@ -176,20 +170,3 @@ class MEGNetBlock(nn.Module):
         )
         of_edges, of_sites = sums.chunk(2, dim=1)
         return state + self.state(torch.cat([U, of_edges / graph.crystal_edges, of_sites / graph.crystal_sites], dim=1))
-
-
-def _edge_networks(block: MEGNetBlock, edge: Tensor, of_target: Tensor, of_source: Tensor) -> tuple[Tensor, Tensor]:
-    """[E, C] new edges and [E, C] E', from the edges and the parts of the first layer that sites have taken."""
-    E = edge if block.dense_edge is None else block.dense_edge(edge)
-    of_edge = block.edge.first_layer(4)[2]
-    messages = block.edge.finish(torch.addmm(of_target + of_source, E, of_edge.T))
-    return edge + messages, messages
-
-
-@cache
-def _compiled_edge_networks() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The networks of the edges fused by torch.compile, one compilation for batches of every size.
-
-    Without the sums over edges and the gradient of the rows taken, which on a CPU are slower in compiled code.
-    """
-    return torch.compile(_edge_networks, dynamic=True)
