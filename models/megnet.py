@@ -132,10 +132,10 @@ class MEGNet(Encoder):
         Returns:
             [E, C] features.
         """
-        if distance.device.type != "cpu":
+        if distance.device.type != "cpu" or distance.requires_grad:
             return self.encode_edge(self._expand(distance))
         # Both directions of an edge and what symmetry makes equal, at once: five times fewer rows in small cells. Not
-        # on other devices, where their number would make the host wait.
+        # on other devices, where their number would make the host wait, nor where a gradient has to go through.
         distinct, place = distance.unique(return_inverse=True)
         return self.encode_edge(self._expand(distinct)).index_select(0, place)
 

@@ -215,6 +215,21 @@ def test_edges_of_equal_length_are_encoded_once(model, graph_of) -> None:
     close(features, model.encode_edge(one_by_one))
 
 
+def test_gradients(graph_of, lonely) -> None:
+    """With respect to the lengths of edges and to the embedding, so through every skip connection."""
+    model = MEGNet(**(SMALL | {"crystal_channels": 2})).double()
+    batch = graph_of(model, ["NaCl", "Cu", lonely])
+    number = batch.z.unique()
+
+    def crystals(distance: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        batch.edge_dist = distance
+        table = model.embed_element.weight.detach().index_copy(0, number, rows)
+        return torch.func.functional_call(model, {"embed_element.weight": table}, (batch,))
+
+    inputs = (batch.edge_dist.clone(), model.embed_element.weight[number].detach())
+    assert torch.autograd.gradcheck(crystals, tuple(x.requires_grad_() for x in inputs))
+
+
 def _with_gradient(model: nn.Module) -> set[str]:
     """First parts of the names of the parameters that have a gradient."""
     names = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12]
