@@ -97,6 +97,10 @@ class ALIGNN(Encoder):
     the first layer: later ones hold the site or edge that they are to be scored against. Global level: constituents
     are the sites after the last convolution; z is the global representation.
 
+    What symmetry makes equal is computed once and counted as often as it occurs, in sums and in batch norms: the same
+    numbers for several times less work on crystals of high symmetry. Levels are given all sites, edges and angles. The
+    corrupted passes of Deep InfoMax, whose species break the symmetry, compute all.
+
     Args:
         alignn_layers: number of layers that convolve over edges, then over angles.
         gcn_layers: number of layers after them that convolve over edges alone.
@@ -108,8 +112,8 @@ class ALIGNN(Encoder):
         k: nearest neighbours of a site.
         cutoff: largest distance of a neighbour, in angstrom; the centre of the last Gaussian.
         ties: keep all neighbours that are as far as the k-th.
-        tolerance: compute one of the sites, edges and angles that are equal by symmetry, up to this difference of
-            lengths (in angstrom) and cosines; the numbers are those of all of them. None computes all.
+        tolerance: sites, edges and angles are equal by symmetry up to this difference of lengths (in angstrom) and
+            cosines; None computes all of them.
         species_channels: length of vectors that describe the species in place of the site features, see
             :class:`~pyg_dim.models.site_input.SiteInput`; 92 in the published network.
         noise: noise on all representations: "conditional", "learned", "none".

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,11 +89,27 @@ def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relab
 
 
 def test_small_distortions_count(batch_of, crystals):
-    from dataclasses import replace
-
     strained = replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1.001]))
     assert sizes(GRAPH(batch_of([strained])))["line_class"] > sizes(GRAPH(batch_of(["Cu"])))["line_class"]
     assert sizes(LineGraph(CRYSTAL_GRAPH, 1e-2)(batch_of([strained]))) == sizes(GRAPH(batch_of(["Cu"])))
+
+
+def test_differences_spread_from_site_to_site(make_dataset):
+    """A chain of nine sites, one of them another element: what tells the others apart is how far away it is."""
+    pos = np.stack([2.5 * np.arange(9), np.zeros(9), np.zeros(9)], axis=1)
+    batch = make_dataset([([11] * 4 + [3] + [11] * 4, pos, np.diag([22.5, 30, 30]))]).gather(torch.tensor([0]))
+    batch = LineGraph(NearestNeighbors(2, 3.0, symmetric=True), 1e-5)(batch)
+    assert batch.site_class[:5].unique().numel() == 5
+    assert batch.site_class.equal(batch.site_class.flip(0))
+    assert sorted(batch.edge_count.tolist()) == [2] * 9
+
+
+def test_lengths_of_one_crystal_do_not_bridge_those_of_another(batch_of, crystals):
+    graph = LineGraph(CRYSTAL_GRAPH, 1e-2)
+    strained = [replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1 + s])) for s in (0.012, 0.006)]
+    one, other = (sizes(graph(batch_of([crystal]))) for crystal in strained)
+    assert one["edge_class"] > other["edge_class"]
+    assert sizes(graph(batch_of(strained))) == {key: one[key] + other[key] for key in CLASS_COUNTS}
 
 
 def test_batched_equals_one_by_one(batch, batch_of):
