@@ -90,12 +90,12 @@ class ALIGNN(Encoder):
     last bit; ``ties`` keeps them up to 1e-5 angstrom, so that the graph depends on the crystal alone. It enlarges the
     cutoff where a site has fewer than k neighbours; here such a site has fewer edges.
 
-    Levels of sites: constituents are the features of the neighbour before the convolution and the embedded
+    Levels of sites: constituents are the features of the neighbour before the convolution and the Gaussians of the
     distance; z is the site after the convolution. Levels of edges (j to i): constituents are, for each edge k to j,
-    the features of the further site k at the entry of the layer, the embedded length of that edge and the embedded
-    angle; z is the edge after the convolution over the line graph. Embedded distances and angles are those before
-    the first layer: later ones hold the site or edge that they are to be scored against. Global level: constituents
-    are the sites after the last convolution; z is the global representation.
+    the features of the further site k at the entry of the layer, the Gaussians of the length of that edge and of the
+    angle; z is the edge after the convolution over the line graph. The features of edges and angles themselves would
+    give the answer away: they hold the site or edge that they are to be scored against. Global level: constituents are
+    the sites after the last convolution; z is the global representation.
 
     What symmetry makes equal is computed once and counted as often as it occurs, in sums and in batch norms: the same
     numbers for several times less work on crystals of high symmetry. Levels are given all sites, edges and angles. The
@@ -178,9 +178,11 @@ class ALIGNN(Encoder):
         self.alignn_layers = nn.ModuleList(ALIGNNLayer(hidden, n < alignn_layers - 1) for n in range(alignn_layers))
         self.gcn_layers = nn.ModuleList(EdgeGatedConvolution(hidden, n < gcn_layers - 1) for n in range(gcn_layers))
         self.site_levels = nn.ModuleList(
-            level(hidden, 2 * hidden, scope="site") for _ in range(alignn_layers + gcn_layers)
+            level(hidden, hidden + edge_gaussians, scope="site") for _ in range(alignn_layers + gcn_layers)
         )
-        self.edge_levels = nn.ModuleList(level(hidden, 3 * hidden, scope="edge") for _ in range(alignn_layers))
+        self.edge_levels = nn.ModuleList(
+            level(hidden, hidden + edge_gaussians + angle_gaussians, scope="edge") for _ in range(alignn_layers)
+        )
         self.output = nn.Linear(hidden, crystal_channels)
         self.global_level = level(crystal_channels, hidden, scope="crystal", hidden_channels=hidden)
 
@@ -223,10 +225,11 @@ class ALIGNN(Encoder):
         angles = Equals(batch, LINE_CLASS, first.numel())
         bonds, bond_pairs = _graph(source, target, sites, edges), _graph(first, second, edges, angles)
         x = self.embed_site(sites.first(self.site_input(batch)), sites.repeats)
-        y = self.embed_edge(self.expand_distance(edges.mean(batch.edge_dist)), edges.repeats)
-        angle = z = self.embed_angle(self.expand_angle(angles.mean(batch.line_cos)), angles.repeats)
+        distance = self.expand_distance(edges.mean(batch.edge_dist))
+        angle = self.expand_angle(angles.mean(batch.line_cos))
+        y, z = self.embed_edge(distance, edges.repeats), self.embed_angle(angle, angles.repeats)
         # Levels see every site and every edge.
-        distance, further = edges.spread(y), source[first]
+        distance, further = edges.spread(distance), source[first]
         site = sites.spread(x)
         site_levels = iter(self.site_levels)
         for layer, edge_level in zip(self.alignn_layers, self.edge_levels, strict=True):

@@ -139,15 +139,13 @@ def test_representation_written_out(model, batch_of, training) -> None:
 
 
 def test_levels_see_what_was_there_before_the_layer(model, batch) -> None:
-    inputs, embeddings = [], {}
+    inputs = []
     for module in model.modules():
         if isinstance(module, EdgeGatedConvolution):
             module.register_forward_hook(lambda _, args, out: inputs.append((args, out)))
-    for name in ("embed_edge", "embed_angle"):
-        getattr(model, name).register_forward_hook(lambda _, __, out, name=name: embeddings.update({name: out}))
     with record(model, batch) as tape:
         out = model.represent(batch)
-    distance, angle = embeddings["embed_edge"], embeddings["embed_angle"]
+    distance, angle = model.expand_distance(batch.edge_dist), model.expand_angle(batch.line_cos)
     (source, target), (first, second) = batch.edge_index, batch.line_index
     names = ["site_levels.0", "edge_levels.0", "site_levels.1", "edge_levels.1", "site_levels.2", "site_levels.3"]
     assert [r.name for r in tape.records] == [*names, "global_level"]
