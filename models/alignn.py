@@ -14,6 +14,7 @@ from pyg_dim.critic import CriticName
 from pyg_dim.data.graphs import NearestNeighbors
 from pyg_dim.data.keys import EDGE_CLASS, LINE_CLASS, SITE_CLASS
 from pyg_dim.data.line_graph import LineGraph
+from pyg_dim.data.symmetry import SymmetryClasses
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.batch_norm import BatchNorm, Repeats
@@ -163,7 +164,8 @@ class ALIGNN(Encoder):
                 raise ValueError(f"ALIGNN: {argument} must be at least {least.get(argument, 1)}, not {value}")
         if not 0 < cutoff < float("inf"):
             raise ValueError(f"ALIGNN: cutoff must be a positive length in angstrom, not {cutoff}")
-        self.graph: Callable[[Any], Any] = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True), tolerance)
+        graph = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True))
+        self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance)
         self.channels = crystal_channels
         self.cutoff = float(cutoff)
         self.edge_gaussians, self.angle_gaussians = edge_gaussians, angle_gaussians
@@ -237,15 +239,15 @@ class ALIGNN(Encoder):
             of_sites = Constituents((site, source), (distance, None))
             of_edges = Constituents((site, further), (distance, first), (angle, angles.classes))
             x, y = layer.over_edges(x, y, bonds)
-            site = next(site_levels)(sites.spread(x), constituents=of_sites, index=target)
+            x = sites.through(next(site_levels), x, of_sites, target)
             y, z = layer.over_angles(y, z, bond_pairs)
-            y = edges.first(edge_level(edges.spread(y), constituents=of_edges, index=second))
-            x = sites.first(site)
+            y = edges.through(edge_level, y, of_edges, second)
+            site = sites.spread(x)
         for convolution, level in zip(self.gcn_layers, site_levels, strict=True):
             of_sites = Constituents((site, source), (distance, None))
             x, y = convolution(x, y, bonds)
-            site = level(sites.spread(x), constituents=of_sites, index=target)
-            x = sites.first(site)
+            x = sites.through(level, x, of_sites, target)
+            site = sites.spread(x)
         hidden = site_mean(site, batch)
         crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
         return Representation(crystal, hidden, site)
@@ -253,8 +255,8 @@ class ALIGNN(Encoder):
 
 def _graph(source: Tensor, target: Tensor, nodes: Equals, edges: Equals) -> GatedGraph:
     """A graph, or that of its classes: all edges of a class join the same two classes of nodes."""
-    if nodes.classes is None or nodes.repeats is None or edges.repeats is None:
+    if nodes.repeats is None or edges.repeats is None:
         return GatedGraph(source, target)
-    source, target = (nodes.classes[edges.first(end)] for end in (source, target))
+    source, target = (nodes.number(edges.first(end)) for end in (source, target))
     each = edges.repeats.count // nodes.repeats.count[target]
     return GatedGraph(source, target, each, nodes.repeats, edges.repeats)

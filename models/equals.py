@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyg_dim.constituents import Constituents
 from pyg_dim.data.keys import CLASS_COUNTS
 from pyg_dim.models.batch_norm import Repeats
+from pyg_dim.tape import active_tape
 
 
 class Equals:
@@ -49,3 +52,25 @@ class Equals:
     def spread(self, values: Tensor) -> Tensor:
         """From one value of each class to [rows, ...]."""
         return values if self.classes is None else values.index_select(0, self.classes)
+
+    def number(self, rows: Tensor) -> Tensor:
+        """From numbers of rows to those of their classes."""
+        return rows if self.classes is None else self.classes.index_select(0, rows)
+
+    def through(
+        self, level: Callable[..., Tensor], values: Tensor, constituents: Constituents, index: Tensor
+    ) -> Tensor:
+        """From one value of each class to what a level, which is given all rows, hands on of it.
+
+        Args:
+            level: level of the rows.
+            values: [n, ...] one value of each class.
+            constituents: those of all rows.
+            index: row of each constituent.
+
+        Returns:
+            [n, ...].
+        """
+        if self.classes is not None and active_tape() is None:
+            return values  # as a level would hand it on; to spread edges takes time
+        return self.first(level(self.spread(values), constituents=constituents, index=index))

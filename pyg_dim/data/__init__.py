@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyg_dim.data.loader import CrystalLoader
     from pyg_dim.data.splits import draw_labels, mask_labels, matbench_folds, split
     from pyg_dim.data.streaming import StreamingLoader
+    from pyg_dim.data.symmetry import SymmetryClasses
 
 __all__ = [
     "Crystal",
@@ -30,6 +31,7 @@ __all__ = [
     "NearestNeighbors",
     "RadiusGraph",
     "StreamingLoader",
+    "SymmetryClasses",
     "draw_labels",
     "load_dataset",
     "load_index_sets",
@@ -50,6 +52,7 @@ _MODULES = {
     "NearestNeighbors": "graphs",
     "RadiusGraph": "graphs",
     "StreamingLoader": "streaming",
+    "SymmetryClasses": "symmetry",
     "draw_labels": "splits",
     "load_dataset": "load",
     "load_index_sets": "index_sets",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.data.graphs import set_edges
 from pyg_dim.data.loader import fill
 
 _LOGGER = logging.getLogger(__name__)
@@ -100,10 +101,9 @@ class GraphCache:
         edge = torch.arange(crystal.numel()) + (start - (count.cumsum(0) - count))[crystal]
         first = ptr[crystal]
         device = batch.pos.device
-        batch.edge_index = torch.stack([self._source[edge] + first, self._target[edge] + first]).to(device)
-        batch.edge_shift = self._shift[edge].long().to(device)
-        batch.edge_dist = self._distance[edge].to(device)
-        return batch
+        edge_index = torch.stack([self._source[edge] + first, self._target[edge] + first])
+        shift, distance = self._shift[edge].long(), self._distance[edge]
+        return set_edges(batch, edge_index.to(device), shift.to(device), distance.to(device))
 
     def _read(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of the file; None, with a message, where it has to be made."""

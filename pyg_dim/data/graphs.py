@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.data.keys import EQUALS_KEYS, LINE_KEYS, forget
 from pyg_dim.data.minimum_image import minimum_image
 from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, neighbors_within, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
@@ -71,12 +72,8 @@ class DenseSupercell:
         period = supercell.to(pos.dtype) @ cell
         crystal = crystal_of_site[target]
         length, shift = minimum_image(place[column] - pos[target], crystal, period)
-        batch.edge_index = torch.stack([source[column], target])
-        batch.edge_shift = (
-            offset[column] + (shift.unsqueeze(1).double() @ supercell.double()[crystal]).squeeze(1).long()
-        )
-        batch.edge_dist = length.to(batch.pos.dtype)
-        return batch
+        shift = offset[column] + (shift.unsqueeze(1).double() @ supercell.double()[crystal]).squeeze(1).long()
+        return set_edges(batch, torch.stack([source[column], target]), shift, length)
 
 
 class NearestNeighbors:
@@ -130,7 +127,8 @@ class NearestNeighbors:
         """
         ptr = site_ptr(batch)
         found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties, self.symmetric)
-        return _with_edges(batch, self._padded(found, ptr) if self.pad else found)
+        found = self._padded(found, ptr) if self.pad else found
+        return set_edges(batch, torch.stack([found.source, found.target]), found.shift, found.distance)
 
     def _padded(self, found: Neighbors, ptr: Tensor) -> Neighbors:
         count = ptr.diff()
@@ -165,7 +163,8 @@ class RadiusGraph:
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
         """Add the edges to a batch, or to one crystal; see :meth:`NearestNeighbors.__call__`."""
-        return _with_edges(batch, neighbors_within(batch.pos, batch.cell, site_ptr(batch), self.cutoff, batch.z))
+        found = neighbors_within(batch.pos, batch.cell, site_ptr(batch), self.cutoff, batch.z)
+        return set_edges(batch, torch.stack([found.source, found.target]), found.shift, found.distance)
 
 
 def site_ptr(batch: CrystalBatch) -> Tensor:
@@ -180,10 +179,20 @@ def site_ptr(batch: CrystalBatch) -> Tensor:
     return batch.ptr if "ptr" in batch else torch.tensor([0, batch.pos.size(0)], device=batch.pos.device)
 
 
-def _with_edges(batch: CrystalBatch, found: Neighbors) -> CrystalBatch:
-    batch.edge_index = torch.stack([found.source, found.target])
-    batch.edge_shift = found.shift
-    batch.edge_dist = found.distance.to(batch.pos.dtype)
+def set_edges(batch: CrystalBatch, edge_index: Tensor, edge_shift: Tensor, edge_dist: Tensor) -> CrystalBatch:
+    """Give a batch edges, and take away what hung on other ones: a line graph, classes of equals.
+
+    Args:
+        batch: crystals; changed in place.
+        edge_index: [2, E] int64, source and target.
+        edge_shift: [E, 3] int64, lattice image of the source.
+        edge_dist: [E] lengths, in angstrom, rounded to the type of ``pos``.
+
+    Returns:
+        The batch.
+    """
+    forget(batch, (*LINE_KEYS, *EQUALS_KEYS))
+    batch.edge_index, batch.edge_shift, batch.edge_dist = edge_index, edge_shift, edge_dist.to(batch.pos.dtype)
     return batch
 
 

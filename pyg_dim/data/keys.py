@@ -5,7 +5,8 @@ N sites, B crystals, E edges of the graph, T targets, L edges of the line graph 
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 Z: Final = "z"
 """[N] int64: atomic number."""
@@ -40,7 +41,7 @@ STATE: Final = "state"
 SITE_CLASS: Final = "site_class"
 EDGE_CLASS: Final = "edge_class"
 LINE_CLASS: Final = "line_class"
-"""[N], [E], [L] int64: class of equal sites, edges, pairs of edges, from 0 (see :mod:`pyg_dim.data.symmetry`)."""
+"""[N], [E], [L] int64: class of equals, from 0 (see :class:`~pyg_dim.data.SymmetryClasses`)."""
 SITE_COUNT: Final = "site_count"
 EDGE_COUNT: Final = "edge_count"
 LINE_COUNT: Final = "line_count"
@@ -52,4 +53,22 @@ SPECIES_KEYS: Final = (Z, X, OXIDATION)
 """What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""
 
 CLASS_COUNTS: Final = {SITE_CLASS: SITE_COUNT, EDGE_CLASS: EDGE_COUNT, LINE_CLASS: LINE_COUNT}
-"""Classes and their sizes. They depend on the species: a false sample goes without."""
+"""Classes and their sizes."""
+
+EQUALS_KEYS: Final = (*CLASS_COUNTS, *CLASS_COUNTS.values())
+"""They depend on the species, too: a false sample goes without."""
+
+LINE_KEYS: Final = (LINE_INDEX, LINE_COS)
+"""What a line graph adds."""
+
+
+def forget(batch: Any, keys: Iterable[str]) -> None:
+    """Take away from a batch what no longer holds for it.
+
+    Args:
+        batch: crystal batch, with all, some or none of the keys; changed in place.
+        keys: what to take away.
+    """
+    for key in keys:
+        if key in batch:
+            del batch[key]

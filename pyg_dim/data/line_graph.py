@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.data.symmetry import find_equals, forget_equals
+from pyg_dim.data.keys import EQUALS_KEYS, forget
 
 
 class LineGraph:
@@ -26,20 +26,13 @@ class LineGraph:
 
     Args:
         graph: what adds the edges, sorted by target: a graph, or the :class:`~pyg_dim.data.GraphCache` of one.
-        tolerance: find the sites, edges and angles that are equal by symmetry up to this difference of lengths (in
-            angstrom) and cosines, see :func:`~pyg_dim.data.symmetry.find_equals`; None does not look for them.
-
-    Raises:
-        ValueError: a negative tolerance.
     """
 
-    def __init__(self, graph: Callable[[CrystalBatch], CrystalBatch], tolerance: float | None = None) -> None:
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"tolerance must be a difference of at least 0, or None, not {tolerance}")
-        self.graph, self.tolerance = graph, tolerance
+    def __init__(self, graph: Callable[[CrystalBatch], CrystalBatch]) -> None:
+        self.graph = graph
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.graph!r}, tolerance={self.tolerance})"
+        return f"{type(self).__name__}({self.graph!r})"
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
         """Add the edges of both graphs to a batch, or to one crystal.
@@ -50,17 +43,15 @@ class LineGraph:
             batch: crystals with what the crystal graph asks for, pos and cell; changed in place.
 
         Returns:
-            The batch with the keys of the crystal graph, line_index [2, L] and line_cos [L], on its device; with a
-            tolerance, also the classes of equals.
+            The batch with the keys of the crystal graph, line_index [2, L] and line_cos [L], on its device.
         """
         batch = self.graph(batch)
         first, second = batch.line_index = consecutive_edges(batch.edge_index, batch.pos.size(0))
         along = F.normalize(edge_vectors(batch), dim=1)
         cosine = -(along.index_select(0, first) * along.index_select(0, second)).sum(1)
         batch.line_cos = cosine.clamp(-1.0, 1.0).to(batch.pos.dtype)
-        if self.tolerance is not None:
-            return find_equals(batch, self.tolerance)
-        forget_equals(batch)
+        # Classes that were found without the angles do not hold with them.
+        forget(batch, EQUALS_KEYS)
         return batch
 
 

@@ -2,69 +2,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.data.keys import CLASS_COUNTS
+from pyg_dim.data.keys import LINE_INDEX
 
 _FACTORS: Final = (0x1E3779B97F4A7C15, 0x27D4EB2F165667C5, 0x165667B19E3779F9)
 """Odd and without pattern: sums of products with them are equal for equal terms alone."""
 
 
-def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
-    """Number the classes of sites, edges and pairs of edges that a network over the line graph cannot tell apart.
+class SymmetryClasses:
+    """A graph with the classes of its sites, edges and angles that the symmetry of a crystal makes equal.
 
-    Classes start from the species of a site, the length of an edge and the cosine of a pair; they are split until
-    all members of a class meet the same classes equally often. Two sites that a symmetry operation of the crystal maps
-    onto one another are in one class, and so are their edges. The classes hold for the species that the batch has: a
-    batch with other species on the same geometry has other ones.
+    Networks that know of classes compute one member of each, and count it as often as it occurs: the same numbers for
+    less work.
 
     Args:
-        batch: crystals with z and, where known, oxidation, and both graphs; changed in place.
+        graph: what adds the edges, or the :class:`~pyg_dim.data.GraphCache` of it; for a network over angles the
+            :class:`~pyg_dim.data.LineGraph` around that.
+        tolerance: lengths (in angstrom) and cosines of one crystal are equal where they differ by no more, see
+            :func:`~pyg_dim.data.symmetry.find_equals`.
+
+    Raises:
+        ValueError: a negative tolerance.
+    """
+
+    def __init__(self, graph: Callable[[CrystalBatch], CrystalBatch], tolerance: float) -> None:
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be a difference of at least 0, not {tolerance}")
+        self.graph, self.tolerance = graph, tolerance
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.graph!r}, tolerance={self.tolerance})"
+
+    def __call__(self, batch: CrystalBatch) -> CrystalBatch:
+        """Add edges and classes to a batch, or to one crystal.
+
+        Args:
+            batch: crystals with what the graph asks for; changed in place.
+
+        Returns:
+            The batch with the keys of the graph and those of :func:`~pyg_dim.data.symmetry.find_equals`, on its device.
+        """
+        return find_equals(self.graph(batch), self.tolerance)
+
+
+def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
+    """Number the classes of sites, edges and pairs of edges that a network over the graph cannot tell apart.
+
+    Classes start from the species of a site, the length of an edge and the cosine of a pair; they are split until
+    all members of a class meet the same classes equally often: a site the edges that end there, an edge its two sites
+    and, where there is a line graph, the pairs in which it is the second. Two sites that a symmetry operation of the
+    crystal maps onto one another are in one class, and so are their edges. No class has members of two crystals. The
+    classes hold for the species that the batch has: a batch with other species on the same geometry has other ones.
+
+    Args:
+        batch: crystals with z and, where known, oxidation, and the graph, with a line graph or without; changed in
+            place.
         tolerance: lengths (in angstrom) and cosines of one crystal are equal where they differ by no more, each from
             the next.
 
     Returns:
-        The batch with site_class [N], edge_class [E], line_class [L] and the numbers of members, site_count, edge_count
-        and line_count.
+        The batch with site_class [N], edge_class [E] and the numbers of members, site_count and edge_count; with a
+        line graph also line_class [L] and line_count.
     """
-    (source, target), (first, second) = batch.edge_index, batch.line_index
+    source, target = batch.edge_index
     crystal = batch.batch if "batch" in batch else torch.zeros_like(batch.z)
     of_edge = crystal.index_select(0, target)
-    length = _alike(of_edge, batch.edge_dist, tolerance)
-    angle = _alike(of_edge.index_select(0, second), batch.line_cos, tolerance)
+    edge = _alike(of_edge, batch.edge_dist, tolerance)
     site = _mixed(crystal, batch.z)
     if (oxidation := batch.get("oxidation")) is not None:
         site = _mixed(site, oxidation.double().view(torch.int64))
-    edge, number = length, -1
-    while True:
+    if has_angles := LINE_INDEX in batch:
+        first, second = batch.line_index
+        angle = _alike(of_edge.index_select(0, second), batch.line_cos, tolerance)
+    known = -1
+    # Each round splits classes or leaves all as they are. Without angles, those of sites decide on those of edges.
+    while known != (known := _different(site) + (_different(edge) if has_angles else 0)):
         edge = _mixed(edge, site.index_select(0, source), site.index_select(0, target))
-        edge = _mixed(edge, _sums(second, _mixed(edge.index_select(0, first), angle), edge))
+        if has_angles:
+            edge = _mixed(edge, _sums(second, _mixed(edge.index_select(0, first), angle), edge))
         site = _mixed(site, _sums(target, _mixed(edge), site))
-        site_class, site_count = _numbered(site)
-        edge_class, edge_count = _numbered(edge)
-        # Each round splits classes or leaves all as they are.
-        if number == (number := site_count.numel() + edge_count.numel()):
-            break
-    pair = _mixed(edge_class.index_select(0, first), edge_class.index_select(0, second), angle)
-    batch.site_class, batch.site_count = site_class, site_count
-    batch.edge_class, batch.edge_count = edge_class, edge_count
-    batch.line_class, batch.line_count = _numbered(pair)
+    batch.site_class, batch.site_count = _numbered(site)
+    batch.edge_class, batch.edge_count = _numbered(edge)
+    if has_angles:
+        pair = _mixed(batch.edge_class.index_select(0, first), batch.edge_class.index_select(0, second), angle)
+        batch.line_class, batch.line_count = _numbered(pair)
     return batch
 
 
-def forget_equals(batch: CrystalBatch) -> None:
-    """Take the classes away from a batch that they no longer hold for.
-
-    Args:
-        batch: crystals with classes or without; changed in place.
-    """
-    for key in (*CLASS_COUNTS, *CLASS_COUNTS.values()):
-        if key in batch:
-            del batch[key]
+def _different(values: Tensor) -> int:
+    return torch.unique(values).numel()
 
 
 def _numbered(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.constituents import Constituents
-from pyg_dim.data.keys import SPECIES_KEYS
-from pyg_dim.data.symmetry import forget_equals
+from pyg_dim.data.keys import EQUALS_KEYS, SPECIES_KEYS, forget
 from pyg_dim.false_samples.equality import constituents_occur
 from pyg_dim.tape import FalseSample, Record
 
@@ -122,7 +121,7 @@ def relabel(batch: Any, donor: Tensor) -> Any:
     for key in SPECIES_KEYS:
         if (values := batch.get(key)) is not None:
             false[key] = values[donor]
-    forget_equals(false)
+    forget(false, EQUALS_KEYS)
     return false
 
 

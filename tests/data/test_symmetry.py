@@ -1,4 +1,6 @@
+import itertools
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -6,12 +8,23 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from pyg_dim.data import Crystal, LineGraph, NearestNeighbors
-from pyg_dim.data.keys import CLASS_COUNTS
+from pyg_dim.data import (
+    Crystal,
+    CrystalLoader,
+    DenseSupercell,
+    GraphCache,
+    LineGraph,
+    NearestNeighbors,
+    RadiusGraph,
+    SymmetryClasses,
+)
+from pyg_dim.data.keys import CLASS_COUNTS, EQUALS_KEYS, LINE_KEYS
 from pyg_dim.false_samples.corruption import relabel
 
 CRYSTAL_GRAPH = NearestNeighbors(6, 6.0, ties=True, symmetric=True)
-GRAPH = LineGraph(CRYSTAL_GRAPH, 1e-5)
+GRAPH = SymmetryClasses(LineGraph(CRYSTAL_GRAPH), 1e-5)
+RADIUS = SymmetryClasses(RadiusGraph(4.0), 1e-5)
+"""Without angles."""
 NAMES = ["NaCl", "CaF2", "CaTiO3", "TiO2", "triclinic", "Cu", "Si"]
 
 
@@ -21,7 +34,7 @@ def batch(batch_of):
 
 
 def sizes(batch):
-    return {key: batch[count].numel() for key, count in CLASS_COUNTS.items()}
+    return {key: batch[count].numel() for key, count in CLASS_COUNTS.items() if key in batch}
 
 
 def test_known_symmetry(batch_of):
@@ -91,21 +104,24 @@ def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relab
 def test_small_distortions_count(batch_of, crystals):
     strained = replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1.001]))
     assert sizes(GRAPH(batch_of([strained])))["line_class"] > sizes(GRAPH(batch_of(["Cu"])))["line_class"]
-    assert sizes(LineGraph(CRYSTAL_GRAPH, 1e-2)(batch_of([strained]))) == sizes(GRAPH(batch_of(["Cu"])))
+    coarse = SymmetryClasses(LineGraph(CRYSTAL_GRAPH), 1e-2)
+    assert sizes(coarse(batch_of([strained]))) == sizes(GRAPH(batch_of(["Cu"])))
 
 
 def test_differences_spread_from_site_to_site(make_dataset):
     """A chain of nine sites, one of them another element: what tells the others apart is how far away it is."""
     pos = np.stack([2.5 * np.arange(9), np.zeros(9), np.zeros(9)], axis=1)
     batch = make_dataset([([11] * 4 + [3] + [11] * 4, pos, np.diag([22.5, 30, 30]))]).gather(torch.tensor([0]))
-    batch = LineGraph(NearestNeighbors(2, 3.0, symmetric=True), 1e-5)(batch)
-    assert batch.site_class[:5].unique().numel() == 5
-    assert batch.site_class.equal(batch.site_class.flip(0))
-    assert sorted(batch.edge_count.tolist()) == [2] * 9
+    chain = NearestNeighbors(2, 3.0, symmetric=True)
+    for graph in (chain, LineGraph(chain)):
+        batch = SymmetryClasses(graph, 1e-5)(batch)
+        assert batch.site_class[:5].unique().numel() == 5
+        assert batch.site_class.equal(batch.site_class.flip(0))
+        assert sorted(batch.edge_count.tolist()) == [2] * 9
 
 
 def test_lengths_of_one_crystal_do_not_bridge_those_of_another(batch_of, crystals):
-    graph = LineGraph(CRYSTAL_GRAPH, 1e-2)
+    graph = SymmetryClasses(LineGraph(CRYSTAL_GRAPH), 1e-2)
     strained = [replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1 + s])) for s in (0.012, 0.006)]
     one, other = (sizes(graph(batch_of([crystal]))) for crystal in strained)
     assert one["edge_class"] > other["edge_class"]
@@ -124,16 +140,19 @@ def test_single_precision_sees_the_symmetry(batch_of):
         assert sizes(GRAPH(batch_of([name], torch.float32))) == sizes(GRAPH(batch_of([name])))
 
 
-def test_crystals_are_collated_by_pyg(dataset):
+@pytest.mark.parametrize("graph", [GRAPH, RADIUS], ids=["angles", "edges"])
+def test_crystals_are_collated_by_pyg(dataset, graph):
     alone = [
-        GRAPH(Crystal(z=one.z, pos=one.pos, cell=one.cell)) for one in map(dataset.gather, torch.arange(5)[:, None])
+        graph(Crystal(z=one.z, pos=one.pos, cell=one.cell)) for one in map(dataset.gather, torch.arange(5)[:, None])
     ]
     batch = next(iter(DataLoader(alone, batch_size=5)))
-    expected = GRAPH(dataset.gather(torch.arange(5)))
-    for key, count in CLASS_COUNTS.items():
-        assert batch[count].equal(torch.bincount(batch[key]))
+    expected = graph(dataset.gather(torch.arange(5)))
+    assert sizes(batch) == sizes(expected)
+    assert len(sizes(batch)) == (3 if graph is GRAPH else 2)
+    for key in sizes(batch):
+        assert batch[CLASS_COUNTS[key]].equal(torch.bincount(batch[key]))
         pairs = torch.stack([batch[key], expected[key]], dim=1).unique(dim=0)
-        assert len(pairs) == batch[count].numel() == expected[count].numel()
+        assert len(pairs) == sizes(batch)[key]
 
 
 def test_other_species_go_without_classes(batch):
@@ -143,17 +162,80 @@ def test_other_species_go_without_classes(batch):
     assert false.line_index is batch.line_index
 
 
-def test_a_graph_without_classes_takes_old_ones_away(batch):
-    assert not any(key in LineGraph(CRYSTAL_GRAPH)(batch) for key in CLASS_COUNTS)
+@pytest.mark.parametrize("graph", [CRYSTAL_GRAPH, RADIUS.graph, DenseSupercell(), LineGraph(CRYSTAL_GRAPH)], ids=repr)
+def test_other_edges_take_old_classes_away(batch, graph):
+    """And an old line graph, of which the new classes would be made."""
+    batch = graph(batch)
+    assert not any(key in batch for key in EQUALS_KEYS)
+    assert all((key in batch) == isinstance(graph, LineGraph) for key in LINE_KEYS)
+
+
+def test_angles_take_classes_away_that_do_not_know_them(batch_of):
+    assert not any(key in LineGraph(RADIUS)(batch_of(NAMES)) for key in EQUALS_KEYS)
 
 
 def test_without_edges(make_dataset):
     box = ([11], np.zeros((1, 3)), 30 * np.eye(3))
     batch = GRAPH(make_dataset([box, box]).gather(torch.arange(2)))
     assert sizes(batch) == {"site_class": 2, "edge_class": 0, "line_class": 0}
+    assert sizes(RADIUS(batch)) == {"site_class": 2, "edge_class": 0}
 
 
 def test_tolerance_is_checked():
     for tolerance in (-1e-9, float("nan")):
-        with pytest.raises(ValueError, match="tolerance must be a difference of at least 0, or None"):
-            LineGraph(CRYSTAL_GRAPH, tolerance)
+        with pytest.raises(ValueError, match="tolerance must be a difference of at least 0, not"):
+            SymmetryClasses(CRYSTAL_GRAPH, tolerance)
+
+
+def test_repr():
+    assert repr(RADIUS) == "SymmetryClasses(RadiusGraph(cutoff=4.0), tolerance=1e-05)"
+
+
+def refined(batch, tolerance):
+    """Classes without angles, with sets in the place of sums of hashes: [N] and [E] values that name them."""
+    (source, target), length = batch.edge_index.tolist(), []
+    rank = {}
+    for crystal in range(batch.num_graphs):
+        mine = [e for e in range(len(source)) if batch.batch[target[e]] == crystal]
+        mine.sort(key=lambda e: batch.edge_dist[e])
+        number = 0
+        for before, e in itertools.pairwise([None, *mine]):
+            number += before is not None and float(batch.edge_dist[e] - batch.edge_dist[before]) > tolerance
+            rank[e] = number
+    length = [rank[e] for e in range(len(source))]
+    site = [(int(c), int(z)) for c, z in zip(batch.batch, batch.z, strict=True)]
+    for _ in range(len(site)):
+        edge = [(length[e], site[source[e]], site[target[e]]) for e in range(len(source))]
+        met = [sorted(edge[e] for e in range(len(source)) if target[e] == i) for i in range(len(site))]
+        names = {key: (key[0][0], n) for n, key in enumerate(sorted(set(zip(site, map(tuple, met), strict=True))))}
+        site = [names[key] for key in zip(site, map(tuple, met), strict=True)]
+    return site, [(length[e], site[source[e]], site[target[e]]) for e in range(len(source))]
+
+
+def test_without_angles_as_by_brute_force(batch_of):
+    batch = SymmetryClasses(RadiusGraph(3.3), 1e-5)(batch_of(NAMES))
+    assert "line_class" not in batch
+    for found, expected in zip((batch.site_class, batch.edge_class), refined(batch, 1e-5), strict=True):
+        assert_alike(found.tolist(), expected)
+        assert_alike(expected, found.tolist())
+        assert len(set(expected)) < len(expected)
+
+
+def test_without_angles_classes_of_sites_are_the_orbits_of_the_space_group(batch_of, crystals):
+    spglib = pytest.importorskip("spglib")
+    for name in NAMES:
+        crystal = crystals[name]
+        orbits = spglib.get_symmetry_dataset((crystal.cell, crystal.fractional, crystal.z)).equivalent_atoms
+        found = RADIUS(batch_of([name])).site_class.tolist()
+        assert_alike(orbits.tolist(), found)
+        assert_alike(found, orbits.tolist())
+
+
+def test_in_a_loader_around_a_cache(dataset, tmp_path):
+    """What is kept is the crystal graph alone."""
+    cache = GraphCache(dataset, RADIUS.graph, tmp_path / "graphs.npz")
+    graphs = (SymmetryClasses(cache, 1e-5), RADIUS)
+    for mine, theirs in itertools.zip_longest(*(CrystalLoader(dataset, g, batch_sites=20, seed=2) for g in graphs)):
+        assert all(mine[key].equal(theirs[key]) for key in ("site_class", "site_count", "edge_class", "edge_count"))
+    batch = RADIUS(dataset.gather(torch.arange(3)))
+    assert not any(key in cache(copy(batch)) for key in EQUALS_KEYS)

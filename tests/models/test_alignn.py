@@ -247,10 +247,9 @@ def test_a_batch_without_a_line_graph_is_refused(model, batch_of) -> None:
 def test_published_defaults() -> None:
     model = ALIGNN()
     assert (len(model.alignn_layers), len(model.gcn_layers)) == (4, 4)
-    assert (
-        repr(model.graph)
-        == "LineGraph(NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=True, symmetric=True), tolerance=1e-05)"
-    )
+    neighbors = "NearestNeighbors(k=12, cutoff=8.0, pad=False, ties=True, symmetric=True)"
+    assert repr(model.graph) == f"SymmetryClasses(LineGraph({neighbors}), tolerance=1e-05)"
+    assert repr(ALIGNN(tolerance=None).graph) == f"LineGraph({neighbors})"
     assert model.expand_distance(torch.zeros(3)).shape == (3, 80)
     assert model.expand_angle(torch.zeros(3)).shape == (3, 40)
     assert model.embed_edge[0].linear.out_features == 64
