@@ -13,9 +13,12 @@ from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
 from pyg_dim.data.elements import MAX_Z
 from pyg_dim.data.graphs import RadiusGraph
+from pyg_dim.data.keys import EDGE_CLASS, EDGE_COUNT, SITE_CLASS, SITE_COUNT
+from pyg_dim.data.symmetry import SymmetryClasses
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation
+from pyg_dim.models.equals import Equals
 from pyg_dim.models.megnet_block import Layers, MEGNetBlock, Multigraph
 from pyg_dim.models.set2set import Set2Set
 
@@ -31,14 +34,20 @@ class MEGNet(Encoder):
 
     Levels of a block: the new edge, with its two sites before the block as constituents (not the edge itself, which
     the skip connection keeps in it); the new site, with what comes in at it (the neighbour before the block, and the
-    edge before the first block: later edges know the site that they point at); the new state, with the new sites.
-    Global level: constituents are the sites after the last block; z is the representation.
+    Gaussians of the distance: the features of edges know the site that they point at); the new state, with the new
+    sites. Global level: constituents are the sites after the last block; z is the representation.
+
+    What symmetry makes equal is computed once and counted as often as it occurs, in means and readouts: the same
+    numbers for several times less work on crystals of high symmetry. Levels are given all sites and edges. The
+    corrupted passes of Deep InfoMax, whose species break the symmetry, compute all.
 
     Args:
         element_channels: length of the vectors of the elements.
         gaussians: number of Gaussians of a distance.
         gaussian_steepness: their w, in inverse square angstrom (the "width" of the published program).
         cutoff: largest distance of a neighbour, in angstrom.
+        tolerance: sites and edges are equal by symmetry up to this difference of lengths, in angstrom; None computes
+            all of them.
         blocks: number of blocks.
         feature_channels: width of the features of edges, sites and state.
         dense_hidden: widths of the hidden layers before each block.
@@ -70,6 +79,7 @@ class MEGNet(Encoder):
         gaussians: int = 100,
         gaussian_steepness: float = 0.5,
         cutoff: float = 4.0,
+        tolerance: float | None = 1e-5,
         blocks: int = 3,
         feature_channels: int = 32,
         dense_hidden: Sequence[int] = (64,),
@@ -86,7 +96,7 @@ class MEGNet(Encoder):
         super().__init__()
         self.config = {
             "element_channels": element_channels, "gaussians": gaussians, "gaussian_steepness": gaussian_steepness,
-            "cutoff": cutoff, "blocks": blocks, "feature_channels": feature_channels,
+            "cutoff": cutoff, "tolerance": tolerance, "blocks": blocks, "feature_channels": feature_channels,
             "dense_hidden": list(dense_hidden), "convolution_hidden": list(convolution_hidden),
             "set2set_steps": set2set_steps, "fidelities": fidelities, "fidelity_channels": fidelity_channels,
             "crystal_channels": crystal_channels, "noise": noise, "kl": kl, "critic": critic, "estimator": estimator,
@@ -98,7 +108,8 @@ class MEGNet(Encoder):
         for argument, unit in (("cutoff", "length in angstrom"), ("gaussian_steepness", "number per square angstrom")):
             if not 0 < (value := self.config[argument]) < float("inf"):
                 raise ValueError(f"MEGNet: {argument} must be a positive {unit}, not {value}")
-        self.graph: Callable[[Any], Any] = RadiusGraph(cutoff)
+        graph = RadiusGraph(cutoff)
+        self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance)
         self.channels = crystal_channels
         self.gaussian_steepness = gaussian_steepness
         # A buffer, since published weights come with centres of their own, rounded to single precision.
@@ -116,30 +127,22 @@ class MEGNet(Encoder):
         )
         level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
         self.edge_levels = nn.ModuleList(level(width, width, scope="edge") for _ in range(blocks))
-        self.site_levels = nn.ModuleList(level(width, 2 * width, scope="site") for _ in range(blocks))
+        self.site_levels = nn.ModuleList(level(width, width + gaussians, scope="site") for _ in range(blocks))
         self.state_levels = nn.ModuleList(level(width, width, scope="crystal") for _ in range(blocks))
         self.read_sites = Set2Set(width, set2set_steps)
         self.read_edges = Set2Set(width, set2set_steps)
         self.output = nn.Linear(5 * width, crystal_channels)
         self.global_level = level(crystal_channels, width, hidden_channels=5 * width, scope="crystal")
 
-    def edge_features(self, distance: Tensor) -> Tensor:
-        """Features of edges before the first block.
+    def expand_distance(self, distance: Tensor) -> Tensor:
+        """Gaussians of distances.
 
         Args:
             distance: [E] in angstrom.
 
         Returns:
-            [E, C] features.
+            [E, P] values in [0, 1].
         """
-        if distance.device.type != "cpu" or distance.requires_grad:
-            return self.encode_edge(self._expand(distance))
-        # Both directions of an edge and what symmetry makes equal, at once: five times fewer rows in small cells. Not
-        # on other devices, where their number would make the host wait, nor where a gradient has to go through.
-        distinct, place = distance.unique(return_inverse=True)
-        return self.encode_edge(self._expand(distinct)).index_select(0, place)
-
-    def _expand(self, distance: Tensor) -> Tensor:
         return (-self.gaussian_steepness * (distance[:, None] - self.centres).square()).exp()
 
     def represent(self, batch: Any) -> Representation:
@@ -148,36 +151,41 @@ class MEGNet(Encoder):
         Raises:
             ValueError: in evaluation mode: a label of the state that is none of the ``fidelities``.
         """
-        graph = Multigraph(batch)
-        ends = torch.cat([graph.source, graph.target])
-        of_ends = torch.arange(graph.source.size(0), device=ends.device).repeat(2)
+        source, target = batch.edge_index
+        sites, edges = Equals(batch, SITE_CLASS, batch.z.numel()), Equals(batch, EDGE_CLASS, source.numel())
+        graph = Multigraph(batch, sites, edges)
+        ends = torch.cat([source, target])
+        of_ends = torch.arange(source.numel(), device=ends.device).repeat(2)
 
-        edge = encoded = self.edge_features(batch.edge_dist)
-        site = self.encode_site(self.embed_element(batch.z))
+        distance = self.expand_distance(edges.mean(batch.edge_dist))
+        edge = self.encode_edge(distance)
+        site = self.encode_site(self.embed_element(sites.first(batch.z)))
         state = self.encode_state(self._initial_state(batch))
+        # Levels see every site and every edge.
+        every, distance = sites.spread(site), edges.spread(distance)
         block: Any
         for block, edge_level, site_level, state_level in zip(
             self.blocks, self.edge_levels, self.site_levels, self.state_levels, strict=True
         ):
-            before = site
+            of_edges = Constituents((every, ends))
+            of_sites = Constituents((every, source), (distance, None))
             edge, messages, V, U = block.update_edges(edge, site, state, graph)
-            edge = edge_level(edge, constituents=Constituents((before, ends)), index=of_ends)
+            edge = edges.through(edge_level, edge, of_edges, of_ends)
             site, changes = block.update_sites(site, messages, V, U, graph)
-            site = site_level(
-                site, constituents=Constituents((before, graph.source), (encoded, None)), index=graph.target
-            )
+            site = sites.through(site_level, site, of_sites, target)
+            every = sites.spread(site)
             state = block.update_state(state, messages, changes, U, graph)
-            state = state_level(state, constituents=site, index=graph.crystal)
+            state = state_level(state, constituents=every, index=batch.batch)
         hidden = torch.cat(
             [
-                self.read_sites(site, graph.crystal, graph.num_crystals),
-                self.read_edges(edge, graph.edge_crystal, graph.num_crystals),
+                self.read_sites(site, graph.crystal, graph.num_crystals, batch.get(SITE_COUNT)),
+                self.read_edges(edge, graph.edge_crystal, graph.num_crystals, batch.get(EDGE_COUNT)),
                 state,
             ],
             dim=1,
         )
-        crystal = self.global_level(self.output(hidden), constituents=site, index=graph.crystal, hidden=hidden)
-        return Representation(crystal, hidden, site)
+        crystal = self.global_level(self.output(hidden), constituents=every, index=batch.batch, hidden=hidden)
+        return Representation(crystal, hidden, every)
 
     def _initial_state(self, batch: Any) -> Tensor:
         dtype, device = self.embed_element.weight.dtype, batch.z.device

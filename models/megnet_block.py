@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyg_dim.models.equals import Equals
+
 
 def shifted_softplus(x: Tensor) -> Tensor:
     r"""Softplus that goes through the origin, :math:`\ln(1 + e^x) - \ln 2`."""
@@ -48,8 +50,13 @@ class Layers(nn.Module):
 class Multigraph:
     """Which edge, site and crystal belong together; the same for all blocks.
 
+    E, N are numbers of edges and sites, or of their classes where the batch has those: all edges of a class join the
+    same two classes of sites.
+
     Args:
         batch: crystal batch with edges (batch, ptr, num_graphs, edge_index, edge_dist).
+        sites: classes of its sites.
+        edges: classes of its edges.
 
     Attributes:
         source: [E] site j of each edge.
@@ -57,22 +64,31 @@ class Multigraph:
         crystal: [N] crystal of each site.
         edge_crystal: [E] crystal of each edge.
         num_crystals: B.
-        site_edges: [N, 1] number of edges of each site, at least 1.
-        crystal_edges: [B, 1] number of edges of each crystal, at least 1.
-        crystal_sites: [B, 1] number of its sites.
+        in_site: [E, 1] weight of each edge in the mean over the edges of its target.
+        edges_in_crystal: [N, 1] weight of the edges of each site in the mean over those of its crystal.
+        in_crystal: [N, 1] weight of each site in the mean over those of its crystal.
     """
 
-    def __init__(self, batch: Any) -> None:
-        self.source, self.target = batch.edge_index
-        self.crystal: Tensor = batch.batch
+    def __init__(self, batch: Any, sites: Equals, edges: Equals) -> None:
+        self.source, self.target = (sites.number(edges.first(end)) for end in batch.edge_index)
+        self.crystal = sites.first(batch.batch)
         self.edge_crystal = self.crystal.index_select(0, self.target)
         self.num_crystals: int = batch.num_graphs
-        one = torch.ones_like(batch.edge_dist)
-        edges = one.new_zeros(self.crystal.size(0)).index_add(0, self.target, one)
-        of_crystal = one.new_zeros(self.num_crystals).index_add(0, self.crystal, edges)
-        self.site_edges = edges.clamp(min=1)[:, None]
-        self.crystal_edges = of_crystal.clamp(min=1)[:, None]
-        self.crystal_sites = batch.ptr.diff().to(one.dtype)[:, None]
+        ones = torch.ones_like
+        edge_count = ones(self.target) if edges.repeats is None else edges.repeats.count
+        site_count = ones(self.crystal) if sites.repeats is None else sites.repeats.count
+        of_site = edge_count.new_zeros(site_count.size(0)).index_add(0, self.target, edge_count)
+        of_crystal = of_site.new_zeros(self.num_crystals).index_add(0, self.crystal, of_site)
+
+        dtype = batch.edge_dist.dtype
+        exact = torch.promote_types(dtype, torch.float32)  # half precision does not hold every number of edges
+
+        def share(count: Tensor, of: Tensor, index: Tensor) -> Tensor:
+            return (count.to(exact) / of.clamp(min=1).index_select(0, index)).to(dtype)[:, None]
+
+        self.in_site = share(edge_count, of_site, self.target)
+        self.edges_in_crystal = share(of_site, of_crystal, self.crystal)
+        self.in_crystal = share(site_count, batch.ptr.diff(), self.crystal)
 
 
 class MEGNetBlock(nn.Module):
@@ -120,7 +136,7 @@ class MEGNetBlock(nn.Module):
             graph: what belongs together.
 
         Returns:
-            ([E, C] new edges, [N, C] sums of E' over the edges of each site, [N, C] V, [B, C] U).
+            ([E, C] new edges, [N, C] means m of E' over the edges of each site, [N, C] V, [B, C] U).
         """
         V, U = (x if dense is None else dense(x) for dense, x in ((self.dense_site, site), (self.dense_state, state)))
         of_source, of_target, of_edge, of_state, bias = self.edge.first_layer(4)
@@ -130,7 +146,8 @@ class MEGNetBlock(nn.Module):
         of_sites = at_target.index_select(0, graph.target) + at_source.index_select(0, graph.source)
         E = edge if self.dense_edge is None else self.dense_edge(edge)
         messages = self.edge.finish(torch.addmm(of_sites, E, of_edge.T))
-        return edge + messages, messages.new_zeros(site.shape).index_add(0, graph.target, messages), V, U
+        shares = messages * graph.in_site
+        return edge + messages, shares.new_zeros(site.shape).index_add(0, graph.target, shares), V, U
 
     def update_sites(
         self, site: Tensor, messages: Tensor, V: Tensor, U: Tensor, graph: Multigraph
@@ -139,7 +156,7 @@ class MEGNetBlock(nn.Module):
 
         Args:
             site: [N, C] features.
-            messages: [N, C] sums of E' that the first step gave.
+            messages: [N, C] means m that the first step gave.
             V: [N, C] of the first step.
             U: [B, C] of the first step.
             graph: what belongs together.
@@ -148,7 +165,7 @@ class MEGNetBlock(nn.Module):
             ([N, C] new sites, [N, C] V').
         """
         of_site, of_message, of_state, bias = self.site.first_layer(3)
-        first = torch.addmm(V @ of_site.T, messages / graph.site_edges, of_message.T)
+        first = torch.addmm(V @ of_site.T, messages, of_message.T)
         changes = self.site.finish(first + torch.addmm(bias, U, of_state.T).index_select(0, graph.crystal))
         return site + changes, changes
 
@@ -157,7 +174,7 @@ class MEGNetBlock(nn.Module):
 
         Args:
             state: [B, C] features.
-            messages: [N, C] sums of E' that the first step gave.
+            messages: [N, C] means m that the first step gave.
             changes: [N, C] V' of the second step.
             U: [B, C] of the first step.
             graph: what belongs together.
@@ -165,8 +182,6 @@ class MEGNetBlock(nn.Module):
         Returns:
             [B, C] new states.
         """
-        sums = messages.new_zeros(graph.num_crystals, 2 * messages.size(1)).index_add(
-            0, graph.crystal, torch.cat([messages, changes], dim=1)
-        )
-        of_edges, of_sites = sums.chunk(2, dim=1)
-        return state + self.state(torch.cat([U, of_edges / graph.crystal_edges, of_sites / graph.crystal_sites], dim=1))
+        shares = torch.cat([messages * graph.edges_in_crystal, changes * graph.in_crystal], dim=1)
+        means = shares.new_zeros(graph.num_crystals, shares.size(1)).index_add(0, graph.crystal, shares)
+        return state + self.state(torch.cat([U, means], dim=1))

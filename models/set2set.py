@@ -29,13 +29,14 @@ class Set2Set(nn.Module):
         self.channels, self.steps = channels, steps
         self.lstm = nn.LSTMCell(2 * channels, channels)
 
-    def forward(self, x: Tensor, index: Tensor, num_sets: int) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, num_sets: int, count: Tensor | None = None) -> Tensor:
         """Read sets out.
 
         Args:
             x: [n, C] members.
             index: [n] set of each.
             num_sets: number of sets B.
+            count: [n] how many equal members each stands for; one where None.
 
         Returns:
             [B, 2 C] the last query and its answer.
@@ -49,16 +50,17 @@ class Set2Set(nn.Module):
                 query, cell = (value.expand(num_sets, -1) for value in (query, cell))
             else:
                 logits = (x * query.index_select(0, index)).sum(dim=1)
-            weights = _softmax(logits, index, num_sets)
+            weights = _softmax(logits, index, num_sets, count)
             answer = weights.new_zeros(num_sets, self.channels).index_add(0, index, x * weights[:, None])
             out = torch.cat([query, answer.to(query.dtype)], dim=1)
         return out
 
 
-def _softmax(logits: Tensor, index: Tensor, num_sets: int) -> Tensor:
-    """Softmax over each set, in float32 at least."""
+def _softmax(logits: Tensor, index: Tensor, num_sets: int, count: Tensor | None) -> Tensor:
+    """Softmax over each set, in float32 at least; members that stand for several weigh as much as those together."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     largest = logits.new_zeros(num_sets).scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
     raw = (logits - largest.index_select(0, index)).exp()
+    raw = raw if count is None else raw * count.to(raw.dtype)
     norm = raw.new_zeros(num_sets).index_add(0, index, raw)
     return raw / norm.index_select(0, index)

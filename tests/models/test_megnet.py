@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.loader import DataLoader
 
 from pyg_dim import record
+from pyg_dim.data import Crystal, LineGraph, SymmetryClasses
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.models import MEGNet, build
-from pyg_dim.objectives.deep_infomax import DeepInfoMax
+from pyg_dim.objectives.deep_infomax import KINDS, DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
 
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu"]
 SMALL = {
     "element_channels": 5, "gaussians": 9, "blocks": 2, "feature_channels": 6, "dense_hidden": [7],
-    "convolution_hidden": [8, 9], "crystal_channels": 10,
+    "convolution_hidden": [8, 9], "crystal_channels": 10, "tolerance": None,
 }  # fmt: skip
 
 
@@ -173,14 +177,14 @@ def test_what_levels_see(model, graph_of) -> None:
     assert [r.name for r in tape.records] == [*names, "global_level"]
     assert [r.scope for r in tape.records] == [*["edge", "site", "crystal"] * 2, "crystal"]
     source, target = batch.edge_index
-    site, encoded = seen["site"], model.edge_features(batch.edge_dist)
+    site, distance = seen["site"], model.expand_distance(batch.edge_dist)
     for edge, node, state in (tape.records[:3], tape.records[3:6]):
         number = torch.arange(len(source))
         # The two sites of the edge, and nothing of the edge itself.
         assert edge.constituents.dense().equal(torch.cat([site[source], site[target]]))
         assert edge.index.equal(torch.cat([number, number]))
-        # What comes in, by features that do not know where it goes.
-        assert node.constituents.dense().equal(torch.cat([site[source], encoded], dim=1))
+        # What comes in, by numbers that do not know where it goes.
+        assert node.constituents.dense().equal(torch.cat([site[source], distance], dim=1))
         assert node.index.equal(target)
         assert state.constituents.dense().equal(node.z)
         assert state.index.equal(batch.batch)
@@ -194,7 +198,7 @@ def test_what_levels_see(model, graph_of) -> None:
     assert out.hidden[:, -6:].equal(tape.records[-2].z)
 
 
-def test_the_first_edge_does_not_know_its_sites(model, graph_of, relabelled) -> None:
+def test_the_distance_does_not_know_its_sites(model, graph_of, relabelled) -> None:
     """What stands for an edge among the constituents of a site depends on its length alone."""
     with record(model, first := graph_of(model, ["NaCl"])) as tape:
         model(first)
@@ -205,14 +209,100 @@ def test_the_first_edge_does_not_know_its_sites(model, graph_of, relabelled) -> 
         assert not a.constituents.dense()[:, :6].equal(b.constituents.dense()[:, :6])
 
 
-def test_edges_of_equal_length_are_encoded_once(model, graph_of) -> None:
-    distance = graph_of(model, NAMES).edge_dist
-    rows = []
-    model.encode_edge.register_forward_hook(lambda _, args, out: rows.append(len(out)))
-    features = model.edge_features(distance)
-    assert rows[0] == distance.unique().numel() < len(distance)
-    one_by_one = (-model.gaussian_steepness * (distance[:, None] - model.centres).square()).exp()
-    close(features, model.encode_edge(one_by_one))
+@pytest.fixture
+def once(model) -> MEGNet:
+    """The same network, which computes what is equal once."""
+    twin = MEGNet(**(SMALL | {"tolerance": 1e-5})).double()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.6, 0.6)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def test_equals_are_computed_once_with_the_numbers_of_all(model, once, graph_of, lonely) -> None:
+    """Values and gradients; crystals of high symmetry and of none, some without edges."""
+    results = []
+    for encoder in (model, once):
+        out = encoder.represent(graph_of(encoder, [lonely, *NAMES, lonely]))
+        (out.crystal.sum() + out.site.square().sum()).backward()
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        results.append([out.crystal, out.hidden, out.site, *gradients])
+    assert len(results[0]) == len(results[1]) > 40
+    for plain, merged in zip(*results, strict=True):
+        close(merged, plain, 1e-9)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_no_more_rows_than_classes(once, graph_of, recorded) -> None:
+    """In every layer; only what levels are given is of all sites and edges."""
+    batch = graph_of(once, NAMES)
+    sites, edges, crystals = batch.site_count.numel(), batch.edge_count.numel(), batch.num_graphs
+    assert sites < 0.8 * batch.z.numel()
+    assert edges < 0.3 * batch.edge_dist.numel()
+    rows: dict[str, int] = {}
+    for name, layer in once.named_modules():
+        # The first layers of the networks of a block are computed in parts, without a call.
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, args, out, name=name: rows.update({name: len(out)}))
+    with record(once, batch) if recorded else nullcontext():
+        once(batch)
+    assert len(rows) == 27
+    for name, number in rows.items():
+        of_edges, of_sites = "edge" in name, "site" in name
+        assert number == (edges if of_edges else sites if of_sites else crystals), name
+
+
+def test_readouts_are_given_the_classes(once, graph_of) -> None:
+    batch, seen = graph_of(once, NAMES), []
+    for layer in (once.read_sites, once.read_edges):
+        layer.register_forward_hook(lambda _, args, out: seen.append(args))
+    once(batch)
+    for (x, index, _, count), expected in zip(seen, (batch.site_count, batch.edge_count), strict=True):
+        assert count.equal(expected)
+        assert len(x) == len(index) == len(count)
+
+
+def test_levels_see_all_of_the_equals(model, once, graph_of, lonely) -> None:
+    """Isolated and joint: the losses, and the gradients that they give."""
+    for isolate in (True, False):
+        results = []
+        for encoder in (model, once):
+            encoder.train().zero_grad()
+            torch.manual_seed(0)
+            objective = DeepInfoMax(encoder, KINDS, isolate=isolate)
+            losses = objective(graph_of(encoder, [*NAMES, lonely]), torch.Generator().manual_seed(0))
+            losses["total"].backward()
+            gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+            results.append((losses, gradients))
+        for plain, merged in zip(*results, strict=True):
+            assert plain.keys() == merged.keys()
+            for name, value in plain.items():
+                close(merged[name], value, 1e-9)
+
+
+def test_members_of_a_class_are_equal_in_the_plain_network(model, once, graph_of) -> None:
+    """No class is coarser than what the network tells apart, and here none is finer."""
+    with record(model, batch := graph_of(model, NAMES)) as tape:
+        model(batch)
+    known = once.graph(copy(batch))
+    for scope, classes in (("site", known.site_class), ("edge", known.edge_class)):
+        values = next(r.z for r in reversed(tape.records) if r.scope == scope)
+        first = torch.stack([values[classes == number][0] for number in range(int(classes.max()) + 1)])
+        close(first[classes], values, 1e-9)
+        assert torch.pdist(first).min() > 1e-7
+
+
+def test_classes_with_angles_serve_as_well(model, once, batch_of) -> None:
+    """They are finer."""
+    batch = SymmetryClasses(LineGraph(model.graph), 1e-5)(batch_of(NAMES))
+    assert batch.edge_count.numel() > once.graph(batch_of(NAMES)).edge_count.numel()
+    close(once(batch), model(model.graph(batch_of(NAMES))), 1e-9)
+
+
+def test_crystals_that_pyg_collates(model, once, batch_of) -> None:
+    alone = [once.graph(Crystal(z=one.z, pos=one.pos, cell=one.cell)) for one in (batch_of([name]) for name in NAMES)]
+    batch = next(iter(DataLoader(alone, batch_size=len(NAMES))))
+    close(once(batch), model(model.graph(batch_of(NAMES))), 1e-9)
 
 
 def test_gradients(graph_of, lonely) -> None:
@@ -277,7 +367,8 @@ def test_published_sizes() -> None:
     # 189 521 with the rest of the head; 104 elements in place of 89, and 128 numbers in place of 32.
     published = sum(p.numel() for n, p in model.named_parameters() if "level" not in n)
     assert published - (104 - 89) * 16 - (128 - 32) * 161 + (32 * 16 + 16) + (16 + 1) == 189_521
-    assert repr(model.graph) == "RadiusGraph(cutoff=4.0)"
+    assert repr(model.graph) == "SymmetryClasses(RadiusGraph(cutoff=4.0), tolerance=1e-05)"
+    assert repr(MEGNet(tolerance=None).graph) == "RadiusGraph(cutoff=4.0)"
     assert model.centres[[0, -1]].tolist() == [0.0, 5.0]
     assert (model.channels, model.output.in_features) == (128, 160)
 

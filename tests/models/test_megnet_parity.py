@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.data.symmetry import find_equals
+from pyg_dim.false_samples.corruption import relabel
 from pyg_dim.models import load_megnet_checkpoint
 from pyg_dim.models.megnet_checkpoint import _their_name
 
@@ -17,6 +19,8 @@ pytestmark = pytest.mark.skipif(
     not (FOLDER / "megnet_eform.npz").exists(), reason="needs the published numbers in ../shared/fixtures"
 )
 TOLERANCE = 1e-9
+MERGED = 1e-7
+"""With symmetry that computes the equals once: lengths that differ by rounding of the structures are averaged."""
 REAL = 24
 """The structures of matbench_phonons come first; the others are made up."""
 ISOLATED = 27
@@ -87,9 +91,11 @@ def test_predictions_on_their_graphs(model, theirs) -> None:
 def test_predictions_on_our_graphs(model, theirs) -> None:
     batch = model.encoder.graph(theirs.batch())
     assert batch.edge_dist.numel() == theirs["edge_dist_f64"].numel()
+    assert batch.edge_count.numel() < 0.5 * batch.edge_dist.numel()
     with torch.no_grad():
-        ours = model(batch)
-    close(ours[:ISOLATED], theirs["pred_f64"][:ISOLATED])
+        merged, every = model(batch), model(relabel(batch, torch.arange(batch.z.numel())))
+    close(merged[:ISOLATED], theirs["pred_f64"][:ISOLATED], MERGED)
+    close(every[:ISOLATED], theirs["pred_f64"][:ISOLATED])
 
 
 def test_one_by_one(model, theirs) -> None:
@@ -127,7 +133,7 @@ def test_messages_go_to_the_target(model, theirs) -> None:
 def test_stages(model, theirs) -> None:
     encoder, seen = model.encoder, {}
     layers = {
-        "node_encoder": encoder.encode_site, "state_encoder": encoder.encode_state,
+        "edge_encoder": encoder.encode_edge, "node_encoder": encoder.encode_site, "state_encoder": encoder.encode_state,
         "node_s2s": encoder.read_sites, "edge_s2s": encoder.read_edges,
     }  # fmt: skip
     for b, block in enumerate(encoder.blocks):
@@ -143,7 +149,7 @@ def test_stages(model, theirs) -> None:
         batch = theirs.batch_with_their_graph(chosen)
         with torch.no_grad():
             out = model(batch)
-            ours = seen | {"edge_encoder": encoder.edge_features(batch.edge_dist)}
+            ours = seen.copy()
         for kind in ("edge", "node", "state"):
             before = ours[f"block0_dense_{kind}"] = ours[f"{kind}_encoder"]
             for b in range(3):
@@ -160,10 +166,14 @@ def test_stages(model, theirs) -> None:
     assert checked == stages
 
 
-def test_gradients(model, theirs) -> None:
-    """Of the sum of the outputs of the real structures, in one batch."""
-    out = (model(theirs.batch_with_their_graph(range(REAL))) - model.mean) / model.std
-    close(out.detach(), theirs["raw_batched_f64"])
+@pytest.mark.parametrize("tolerance", [None, 1e-5])
+def test_gradients(model, theirs, tolerance) -> None:
+    """Of the sum of the outputs of the real structures, in one batch; with classes of equals, too."""
+    batch, allowed = theirs.batch_with_their_graph(range(REAL)), TOLERANCE
+    if tolerance is not None:
+        batch, allowed = find_equals(batch, tolerance), MERGED
+    out = (model(batch) - model.mean) / model.std
+    close(out.detach(), theirs["raw_batched_f64"], allowed)
     out.sum().backward()
     gradients = {their: p.grad for name, p in model.named_parameters() if (their := _their_name(name))}
     table = gradients["embedding.layer_node_embedding.weight"]
@@ -174,7 +184,7 @@ def test_gradients(model, theirs) -> None:
     assert sorted(gradients) == sorted(theirs.values["grad_names"].tolist())
 
     def relative(ours: torch.Tensor, expected: torch.Tensor) -> None:
-        torch.testing.assert_close(ours, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(ours, expected, rtol=allowed, atol=allowed)
 
     for name, norm, total in zip(theirs.values["grad_names"], theirs["grad_l2"], theirs["grad_sum"], strict=True):
         relative(gradients[name].norm(), norm)

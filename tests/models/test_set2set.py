@@ -50,6 +50,14 @@ def test_large_numbers_and_no_members() -> None:
     assert not nothing[:, 5:].any()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_one_member_stands_for_many(x, steps) -> None:
+    layer, count = Set2Set(5, steps).double(), torch.tensor([1, 4, 2, 3, 1, 7])
+    expected = layer(x.repeat_interleave(count, 0), INDEX.repeat_interleave(count), 4)
+    torch.testing.assert_close(layer(x, INDEX, 4, count), expected, rtol=1e-12, atol=1e-12)
+    assert not layer(x, INDEX, 4).allclose(expected)
+
+
 def test_gradient(x) -> None:
     layer = Set2Set(5, 2).double()
     x.requires_grad_()
