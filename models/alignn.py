@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from pyg_dim.critic import CriticName
 from pyg_dim.data.graphs import NearestNeighbors
 from pyg_dim.data.keys import EDGE_CLASS, LINE_CLASS, SITE_CLASS
 from pyg_dim.data.line_graph import LineGraph
-from pyg_dim.data.symmetry import SymmetryClasses
+from pyg_dim.data.symmetry import SymmetryClasses, find_equals
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.batch_norm import BatchNorm, Repeats
@@ -100,7 +101,8 @@ class ALIGNN(Encoder):
 
     What symmetry makes equal is computed once and counted as often as it occurs, in sums and in batch norms: the same
     numbers for several times less work on crystals of high symmetry. Levels are given all sites, edges and angles. The
-    corrupted passes of Deep InfoMax, whose species break the symmetry, compute all.
+    corrupted batches of Deep InfoMax, whose species break some of the symmetry, are looked through anew on a CPU; on
+    other devices, where that would make the host wait, all is computed.
 
     Args:
         alignn_layers: number of layers that convolve over edges, then over angles.
@@ -167,7 +169,7 @@ class ALIGNN(Encoder):
         graph = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True))
         self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance)
         self.channels = crystal_channels
-        self.cutoff = float(cutoff)
+        self.cutoff, self.tolerance = float(cutoff), tolerance
         self.edge_gaussians, self.angle_gaussians = edge_gaussians, angle_gaussians
 
         level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
@@ -221,6 +223,8 @@ class ALIGNN(Encoder):
                 "ALIGNN needs the angles of a batch: add its edges with encoder.graph, or with LineGraph(...) around "
                 "another graph or a cache of graphs"
             )
+        if self.tolerance is not None and SITE_CLASS not in batch and batch.z.device.type == "cpu":
+            batch = find_equals(copy(batch), self.tolerance)
         (source, target), (first, second) = batch.edge_index, batch.line_index
         sites = Equals(batch, SITE_CLASS, batch.batch.numel())
         edges = Equals(batch, EDGE_CLASS, source.numel())

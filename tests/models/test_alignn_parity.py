@@ -121,7 +121,7 @@ def theirs() -> Theirs:
 
 @pytest.fixture
 def model(theirs) -> WithHead:
-    encoder = ALIGNN(alignn_layers=2, gcn_layers=2, hidden_channels=64, species_channels=92)
+    encoder = ALIGNN(alignn_layers=2, gcn_layers=2, hidden_channels=64, species_channels=92, tolerance=None)
     model = WithHead(encoder.double()).double()
     state = model.state_dict()
     for ours, layer in LAYERS.items():
