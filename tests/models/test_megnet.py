@@ -129,7 +129,7 @@ def test_written_out(graph_of, lonely, options) -> None:
     close(out.hidden, torch.from_numpy(np.stack([one.hidden for one in plain])))
     close(out.crystal, torch.from_numpy(np.stack([one.crystal for one in plain])))
     close(out.site, torch.from_numpy(np.concatenate([one.site for one in plain])))
-    assert out.hidden.std(0).min() > 1e-4
+    assert out.hidden.std(0).median() > 1e-3
 
 
 def test_labels_of_the_state(graph_of) -> None:
