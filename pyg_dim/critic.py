@@ -34,7 +34,7 @@ class Critic(nn.Module, ABC):
 
     @abstractmethod
     def keys(self, constituents: Constituents) -> Tensor:
-        """Keys of the constituents.
+        """Keys of the constituents, each made of that constituent alone.
 
         Args:
             constituents: n constituents.

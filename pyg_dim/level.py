@@ -35,6 +35,14 @@ RECORD_KINDS: Final = ("other", "unconnected")
 Scored = tuple[bool, Tensor, Tensor | None]
 
 
+def _keys(critic: Critic, parts: Parts) -> Tensor:
+    """Keys of all constituents; those that are gathered rows and nothing else are worked out row by row."""
+    (features, index), *others = parts
+    if others or index is None:
+        return critic.keys(Constituents(*parts))
+    return critic.keys(Constituents((features, None))).index_select(0, index)
+
+
 def score_terms(
     critic: Critic,
     z: Tensor,
@@ -56,7 +64,7 @@ def score_terms(
     queries, offsets = critic.queries(z)
     scored = []
     for parts, ways in sets:
-        keys = critic.keys(Constituents(*parts))
+        keys = _keys(critic, parts)
         for belongs, target, weight in ways:
             score = (queries.index_select(0, target) * keys).sum(dim=-1) + offsets.index_select(0, target)
             # Sums over the constituents of a group are taken in float32 at least.

@@ -147,6 +147,19 @@ def test_compiled_scoring_equals_eager() -> None:
     torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("critic", ["dot_product", "bilinear"])
+def test_rows_that_are_gathered_several_times_score_like_those_written_out(critic: str) -> None:
+    level = Level(3, 2, noise="none", critic=critic).double()
+    z, rows = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    gather, target = torch.randint(5, (12,)), torch.randint(4, (12,))
+    ways = [(True, target, None), (False, target.flip(0), None)]
+    a = score_terms(level.critic, z, [(((rows, gather),), ways)])
+    b = score_terms(level.critic, z, [(((rows[gather], None),), ways)])
+    for (mean, valid), (expected, also) in zip(a, b, strict=True):
+        torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
+        assert valid.equal(also)
+
+
 def test_half_precision_sums_in_float32() -> None:
     level = Level(3, 2, noise="none").bfloat16()
     z = torch.randn(2, 3, dtype=torch.bfloat16)
