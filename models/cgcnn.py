@@ -149,6 +149,16 @@ class CGCNN(Encoder):
         self.output = nn.Linear(site_channels, crystal_channels)
         self.global_level = level(crystal_channels, site_channels, hidden_channels=site_channels, scope="crystal")
 
+    def set_compile(self, enabled: bool) -> None:
+        """Run the critics of the convolutions through torch.compile (the same numbers), or eagerly.
+
+        Args:
+            enabled: whether to compile.
+        """
+        for level in self.convolution_levels.modules():
+            if isinstance(level, Level):
+                level.compiled = enabled
+
     def expand(self, distance: Tensor) -> Tensor:
         """Gaussians of distances.
 

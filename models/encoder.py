@@ -10,8 +10,6 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from pyg_dim.level import Level
-
 Readout = Literal["global", "full"]
 READOUTS: Final = ("global", "full")
 
@@ -104,14 +102,11 @@ class Encoder(nn.Module, ABC):
     def set_compile(self, enabled: bool) -> None:
         """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
 
-        Here those are the critics of all levels but those of crystals, whose constituents are few.
+        There are none here: where kernels gather rows, torch.compile has to win more than its slower sums over them cost.
 
         Args:
             enabled: whether to compile.
         """
-        for level in self.modules():
-            if isinstance(level, Level) and level.scope != "crystal":
-                level.compiled = enabled
 
 
 def site_mean(values: Tensor, batch: Any) -> Tensor:

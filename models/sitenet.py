@@ -282,8 +282,8 @@ class SiteNet(Encoder):
         Args:
             enabled: whether to compile.
         """
-        super().set_compile(enabled)
         self.compiled = enabled
+        self.local_level.compiled = enabled
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
