@@ -102,7 +102,7 @@ class Encoder(nn.Module, ABC):
     def set_compile(self, enabled: bool) -> None:
         """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
 
-        There are none here: where kernels gather rows, torch.compile has to win more than its slower sums over them cost.
+        There are none here: what torch.compile gains has to outweigh its slower sums over gathered rows.
 
         Args:
             enabled: whether to compile.
