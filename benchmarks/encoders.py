@@ -37,16 +37,18 @@ def main() -> None:
     parser.add_argument("--crystals", type=int, default=128, help="crystals of the batch")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each program")
     parser.add_argument("--small-alignn", action="store_true", help="2 + 2 layers of width 64 instead of 4 + 4 of 256")
+    parser.add_argument("--plain", action="store_true", help="compute also what symmetry makes equal")
     args = parser.parse_args()
 
     dataset = load_dataset(args.data)
     dataset = dataset.subset(torch.arange(min(args.crystals, len(dataset))))
     print(f"{len(dataset)} crystals, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     for name in args.models:
-        small = {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 64}
-        options = small if name == "alignn" and args.small_alignn else {}
-        if name == "cgcnn":
-            options = {"pad": True}
+        options: dict[str, Any] = {"pad": True} if name == "cgcnn" else {}
+        if name == "alignn" and args.small_alignn:
+            options |= {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 64}
+        if name in ("alignn", "megnet") and args.plain:
+            options |= {"tolerance": None}
         show(name, dataset, time_all(programs(name, options, dataset), args.rounds))
 
 
