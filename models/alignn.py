@@ -153,6 +153,7 @@ class ALIGNN(Encoder):
         estimator: Estimator = "jensen_shannon",
     ) -> None:
         super().__init__()
+        cutoff, tolerance = float(cutoff), None if tolerance is None else float(tolerance)
         self.config = {
             "alignn_layers": alignn_layers, "gcn_layers": gcn_layers, "hidden_channels": hidden_channels,
             "embedding_channels": embedding_channels, "crystal_channels": crystal_channels,
@@ -169,7 +170,7 @@ class ALIGNN(Encoder):
         graph = LineGraph(NearestNeighbors(k, cutoff, ties=ties, symmetric=True))
         self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance)
         self.channels = crystal_channels
-        self.cutoff, self.tolerance = float(cutoff), tolerance
+        self.cutoff, self.tolerance = cutoff, tolerance
         self.edge_gaussians, self.angle_gaussians = edge_gaussians, angle_gaussians
 
         level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)

@@ -94,6 +94,8 @@ class MEGNet(Encoder):
         estimator: Estimator = "jensen_shannon",
     ) -> None:
         super().__init__()
+        cutoff, gaussian_steepness = float(cutoff), float(gaussian_steepness)
+        tolerance = None if tolerance is None else float(tolerance)
         self.config = {
             "element_channels": element_channels, "gaussians": gaussians, "gaussian_steepness": gaussian_steepness,
             "cutoff": cutoff, "tolerance": tolerance, "blocks": blocks, "feature_channels": feature_channels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,15 @@ def number(value: Any, name: str, path: Path, model: str) -> float:
         The number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or not finite.
     """
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of {model}: it has no number {name!r}") from error
+    if not math.isfinite(found):
+        raise ValueError(f"{path}: {name!r} is {found}, not a finite number")
+    return found
 
 
 def fill(
@@ -105,7 +109,7 @@ def fill(
         hint: what to add to the complaint about the shape of one.
 
     Raises:
-        ValueError: weights that are missing, unknown or of another shape; the message names them.
+        ValueError: weights that are missing, unknown, of another shape or not finite; the message names them.
     """
     if missing := [name for name in own if name not in given]:
         raise ValueError(f"{path} is no checkpoint of {model}, or not all of one: it has no {', '.join(missing)}")
@@ -117,4 +121,6 @@ def fill(
                 f"{path}: {name!r} has shape {tuple(given[name].shape)} where {tuple(target.shape)} is needed"
                 + hint(name)
             )
+        if given[name].is_complex() or not given[name].isfinite().all():
+            raise ValueError(f"{path}: {name!r} holds values that are no finite numbers")
         target.copy_(given[name])

@@ -18,7 +18,9 @@ from torch import Tensor
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.graphs import set_edges
+from pyg_dim.data.line_graph import LineGraph
 from pyg_dim.data.loader import fill
+from pyg_dim.data.symmetry import SymmetryClasses
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class GraphCache:
         path: file, which ends in ``.npz``; made where it is not there.
 
     Raises:
-        ValueError: ``path`` does not end in ``.npz``.
+        ValueError: ``path`` does not end in ``.npz``, or the graph adds more than edges.
     """
 
     def __init__(
@@ -56,6 +58,11 @@ class GraphCache:
         self.path = Path(path)
         if self.path.suffix != ".npz":
             raise ValueError(f"{self.path}: the name of a cache of graphs ends in .npz")
+        if isinstance(graph, (LineGraph, SymmetryClasses)):
+            raise ValueError(
+                f"a cache keeps edges alone: put it inside, as in {type(graph).__name__}(GraphCache(dataset, "
+                "graph.graph, path), ...)"
+            )
         self.graph = graph
         self._num_sites = dataset.num_sites
         self._checksums = _checksums(dataset.z, dataset.pos, dataset.ptr, dataset.cell).cpu()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.data.keys import LINE_INDEX
+from pyg_dim.data.keys import LINE_INDEX, SPECIES_KEYS
 
 _FACTORS: Final = (0x1E3779B97F4A7C15, 0x27D4EB2F165667C5, 0x165667B19E3779F9)
 """Odd and without pattern: sums of products with them are equal for equal terms alone."""
@@ -54,15 +54,16 @@ class SymmetryClasses:
 def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
     """Number the classes of sites, edges and pairs of edges that a network over the graph cannot tell apart.
 
-    Classes start from the species of a site, the length of an edge and the cosine of a pair; they are split until
-    all members of a class meet the same classes equally often: a site the edges that end there, an edge its two sites
-    and, where there is a line graph, the pairs in which it is the second. Two sites that a symmetry operation of the
-    crystal maps onto one another are in one class, and so are their edges. No class has members of two crystals. The
-    classes hold for the species that the batch has: a batch with other species on the same geometry has other ones.
+    Classes start from all that is attached to the species of a site, the length of an edge and the cosine of a pair;
+    they are split until all members of a class meet the same classes equally often: a site the edges that end there, an
+    edge its two sites and, where there is a line graph, the pairs in which it is the second. Two sites that a symmetry
+    operation of the crystal maps onto one another are in one class, and so are their edges. No class has members of two
+    crystals. The classes hold for the species that the batch has: a batch with other species on the same geometry has
+    other ones.
 
     Args:
-        batch: crystals with z and, where known, oxidation, and the graph, with a line graph or without; changed in
-            place.
+        batch: crystals with z and, where known, oxidation and x, and the graph, with a line graph or without; changed
+            in place.
         tolerance: lengths (in angstrom) and cosines of one crystal are equal where they differ by no more, each from
             the next.
 
@@ -74,9 +75,10 @@ def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
     crystal = batch.batch if "batch" in batch else torch.zeros_like(batch.z)
     of_edge = crystal.index_select(0, target)
     edge = _alike(of_edge, batch.edge_dist, tolerance)
-    site = _mixed(crystal, batch.z)
-    if (oxidation := batch.get("oxidation")) is not None:
-        site = _mixed(site, oxidation.double().view(torch.int64))
+    site = crystal
+    for key in SPECIES_KEYS:
+        if (values := batch.get(key)) is not None:
+            site = _mixed(site, *values.view(len(site), -1).double().view(torch.int64).unbind(1))
     if has_angles := LINE_INDEX in batch:
         first, second = batch.line_index
         angle = _alike(of_edge.index_select(0, second), batch.line_cos, tolerance)

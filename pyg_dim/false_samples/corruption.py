@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from pyg_dim.constituents import Constituents
 from pyg_dim.data.keys import EQUALS_KEYS, SPECIES_KEYS, forget
 from pyg_dim.false_samples.equality import constituents_occur
 from pyg_dim.tape import FalseSample, Record
+
+_GEOMETRY: Final = 1e-4
+"""How far expanded distances and angles of equal neighbours may differ: those of relaxed structures are noisy."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _species_occur(true: Record, false: Record, true_species: Tensor, false_spec
                 )
             ]
             in_place = (true_species == false_species)[site]
-            return in_place | constituents_occur(named[1], false.index, named[0], true.index)
+            return in_place | constituents_occur(named[1], false.index, named[0], true.index, _GEOMETRY)
     return constituents_occur(false.constituents, false.index, true.constituents, true.index)
 
 

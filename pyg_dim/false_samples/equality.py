@@ -16,7 +16,8 @@ DISTANCE_TOLERANCE: Final = 1e-3
 _FINGERPRINT_TOLERANCE: Final = 2e-3
 _FREQUENCIES: Final = tuple(math.sqrt(p) for p in (2, 3, 5, 7))
 _SPECIES: Final = 128
-_ROUNDING: Final = 1e-6
+ROUNDING: Final = 1e-6
+"""Features that differ by a smaller share of their range are equal, unless a level knows better."""
 
 
 def edges_occur(
@@ -38,7 +39,9 @@ def edges_occur(
     return _near(target * _SPECIES + species, distance, true_target * _SPECIES + true_species, true_distance)
 
 
-def constituents_occur(false: Constituents, target: Tensor, true: Constituents, index: Tensor) -> Tensor:
+def constituents_occur(
+    false: Constituents, target: Tensor, true: Constituents, index: Tensor, rounding: float = ROUNDING
+) -> Tensor:
     """Whether a false constituent equals a true one of the group it is scored against, feature by feature.
 
     For levels of any graph: equality is that of what the critic sees, up to rounding (a random projection of the
@@ -49,6 +52,7 @@ def constituents_occur(false: Constituents, target: Tensor, true: Constituents, 
         target: [m] group that each is scored against.
         true: n constituents of the same width.
         index: [n] group of each.
+        rounding: how far equal features may differ, as a share of their range.
 
     Returns:
         [m] bool.
@@ -58,8 +62,8 @@ def constituents_occur(false: Constituents, target: Tensor, true: Constituents, 
     weight = _weights(false, true)
     values, true_values = _projection(false, weight), _projection(true, weight)
     low = torch.cat([values, true_values, values.new_zeros(1)]).min()
-    # Distances on the line are in units of the tolerance: a millionth of the range of a feature is rounding.
-    scale = DISTANCE_TOLERANCE / _ROUNDING
+    # Distances on the line are in units of the tolerance.
+    scale = DISTANCE_TOLERANCE / rounding
     return _near(target, (values - low) * scale, index, (true_values - low) * scale)
 
 
