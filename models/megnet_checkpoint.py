@@ -21,6 +21,10 @@ from pyg_dim.models.weights_file import fill, must_exist, number, read_arrays, r
 _UNKNOWN: Final = ("Po", "At", "Rn", "Fr", "Ra")
 _LAST: Final = 94
 """matgl's own list of elements, for models that name none: those up to plutonium but for the unknown ones."""
+_LARGEST: Final = 1 << 16
+"""No layer, and no number of them, is larger."""
+_CLOSE: Final = 1e-3
+"""Difference of lengths in angstrom that rounding explains."""
 _FIXED: Final[dict[str, tuple[Any, ...]]] = {
     "activation_type": ("softplus2",), "is_classification": (False,), "include_state": (True,),
     "nlayers_set2set": (1,), "dropout": (None, 0), "bond_expansion": (None,),
@@ -133,11 +137,17 @@ def load_megnet_checkpoint(weights: str | Path, *, dtype: torch.dtype = torch.fl
     found = _read_folder(path) if path.is_dir() else _read_npz(path)
     encoder, hidden = _encoder(found)
     predictor = MEGNetPredictor(encoder, hidden).to(dtype)
+    if not found.std > 0:
+        raise ValueError(f"{path}: the standard deviation of the target is {found.std}; it must be positive")
     own = {theirs: value for name, value in predictor.state_dict().items() if (theirs := _their_name(name))}
     # Their rows are elements in an order of their own.
     rows = torch.empty(len(found.elements), encoder.embed_element.embedding_dim, dtype=dtype)
     own["embedding.layer_node_embedding.weight"] = rows
     fill(own, found.state, found.path, "MEGNet")
+    if abs(float(encoder.centres[-1]) - encoder.config["cutoff"] - 1) > _CLOSE:
+        raise ValueError(
+            f"{path}: the Gaussians reach to {encoder.centres[-1]:.3f} angstrom, which is not the cutoff + 1"
+        )
     with torch.no_grad():
         encoder.embed_element.weight[found.elements] = rows
     predictor.mean.fill_(found.mean)
@@ -151,9 +161,10 @@ def _read_npz(path: Path) -> _Published:
     for name in ("hyperparameters_json", "element_Z"):
         if name not in arrays:
             raise ValueError(f"{path} is no checkpoint of MEGNet: it has no {name!r}")
-    state = {
-        name.removeprefix("w/"): torch.from_numpy(value) for name, value in arrays.items() if name.startswith("w/")
-    }
+    weights = {name.removeprefix("w/"): value for name, value in arrays.items() if name.startswith("w/")}
+    if texts := [name for name, value in weights.items() if value.dtype.kind not in "fiu"]:
+        raise ValueError(f"{path}: {', '.join(texts)} hold no numbers")
+    state = {name: torch.from_numpy(value) for name, value in weights.items()}
     mean, std = (number(arrays.get(name), name, path, "MEGNet") for name in ("data_mean", "data_std"))
     arguments = _json(str(arrays["hyperparameters_json"]), f"{path}: hyperparameters_json")
     if arrays["element_Z"].dtype.kind not in "iu" or arrays["element_Z"].ndim != 1:
@@ -161,13 +172,15 @@ def _read_npz(path: Path) -> _Published:
     elements = arrays["element_Z"].tolist()
     if foreign := [z for z in elements if not 1 <= z <= MAX_Z]:
         raise ValueError(f"{path}: element_Z holds numbers of no element: {foreign}")
+    if len(set(elements)) < len(elements):
+        raise ValueError(f"{path}: element_Z names an element twice")
     return _Published(path, arguments, _without_prefix(state), elements, mean, std)
 
 
 def _read_folder(folder: Path) -> _Published:
     path = folder / "model.json"
     must_exist(path)
-    content: Any = _json(path.read_text(), str(path))
+    content: Any = _json(path.read_bytes(), str(path))
     arguments, mean, std = content.get("kwargs"), 0.0, 1.0
     if content.get("@class") == "TransformedTargetModel" and isinstance(arguments, dict):
         transformer, content = str(arguments.get("target_transformer")), arguments.get("model")
@@ -192,7 +205,7 @@ def _read_folder(folder: Path) -> _Published:
     return _Published(folder, arguments, _without_prefix(state), elements, mean, std)
 
 
-def _json(text: str, where: str) -> dict[str, Any]:
+def _json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -220,6 +233,9 @@ def _encoder(found: _Published) -> tuple[MEGNet, list[int]]:
         if last != width:
             raise ValueError(f"the blocks change the width of features from {width} to {last}")
         fidelities = arguments["ntypes_state"]
+        sizes = [arguments[name] for name in ("dim_node_embedding", "dim_edge_embedding", "nblocks", "niters_set2set")]
+        if not all(isinstance(size, int) and size <= _LARGEST for size in (*sizes, *dense, width, *convolution)):
+            raise ValueError(f"sizes are whole numbers up to {_LARGEST}")
         encoder = MEGNet(
             element_channels=arguments["dim_node_embedding"],
             gaussians=arguments["dim_edge_embedding"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: not such a file, or one that holds Python objects.
     """
     must_exist(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a readable .npz file of plain arrays")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

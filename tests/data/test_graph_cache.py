@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim.data import CrystalLoader, DenseSupercell, GraphCache, NearestNeighbors, RadiusGraph, graph_cache
+from pyg_dim.data import (
+    CrystalLoader,
+    DenseSupercell,
+    GraphCache,
+    LineGraph,
+    NearestNeighbors,
+    RadiusGraph,
+    graph_cache,
+)
+from pyg_dim.data.symmetry import SymmetryClasses
 
 GRAPH = NearestNeighbors(6)
 
@@ -145,3 +154,10 @@ def test_crystals_of_another_data_set_are_refused(dataset, path):
     with pytest.raises(ValueError, match=r"ends in \.npz"):
         GraphCache(dataset, GRAPH, path.with_suffix(".bin"))
     assert repr(cache) == f"GraphCache({GRAPH!r}, {str(path)!r})"
+
+
+@pytest.mark.parametrize("graph", [LineGraph(RadiusGraph(3.0)), SymmetryClasses(RadiusGraph(3.0), 1e-5)], ids=repr)
+def test_graphs_that_add_more_than_edges_go_around_a_cache(tmp_path, dataset, graph):
+    with pytest.raises(ValueError, match=rf"edges alone: put it inside, as in {type(graph).__name__}\(GraphCache"):
+        GraphCache(dataset, graph, tmp_path / "graphs.npz")
+    assert not list(tmp_path.glob("graphs*"))

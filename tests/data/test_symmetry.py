@@ -101,6 +101,12 @@ def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relab
     assert sizes(GRAPH(batch))["site_class"] == 2
 
 
+def test_site_features_of_your_own_tell_sites_apart(batch_of) -> None:
+    batch = batch_of(["Si"])
+    batch.x = batch.x.index_put((torch.tensor([1]), torch.tensor([0])), torch.tensor(7.0, dtype=batch.x.dtype))
+    assert SymmetryClasses(RadiusGraph(4.0), 1e-5)(batch).site_count.tolist() == [1, 1]
+
+
 def test_small_distortions_count(batch_of, crystals):
     strained = replace(crystals["Cu"], cell=crystals["Cu"].cell @ np.diag([1, 1, 1.001]))
     assert sizes(GRAPH(batch_of([strained])))["line_class"] > sizes(GRAPH(batch_of(["Cu"])))["line_class"]

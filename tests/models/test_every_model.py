@@ -399,8 +399,12 @@ def test_bfloat16_autocast_stays_close(name, case, graph_of) -> None:
     assert (half - full).abs() < 0.05 * full
 
 
+COMPILING = [name for name in CASES if MODELS[name].set_compile is not Encoder.set_compile]
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_compiled_equals_eager_in_value_and_gradient(name, case, training, graph_of) -> None:
+@pytest.mark.parametrize("name", COMPILING)
+def test_compiled_kernels_equal_eager_ones_in_value_and_gradient(name, case, training, graph_of) -> None:
     torch._dynamo.reset()
     model = build(name, **case.options).double()
     objective = DeepInfoMax(model).train(training)
@@ -417,6 +421,27 @@ def test_compiled_equals_eager_in_value_and_gradient(name, case, training, graph
         grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         buffers = [b.clone() for b in model.buffers() if b.is_floating_point()]
         results.append([torch.stack(losses).detach(), *grads, *buffers])
+    for eager, compiled in zip(*results, strict=True):
+        close(compiled, eager)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_encoder_equals_the_eager_one(name, case, training, graph_of) -> None:
+    """As a user compiles it; the back end traces forward and backward pass and leaves out the C++ compiler."""
+    torch._dynamo.reset()
+    model = build(name, **case.options).double().train(training)
+    batches = [graph_of(model, names) for names in (NAMES, NAMES[:4])]
+    initial = deepcopy(model.state_dict())
+    results = []
+    for run in (model, torch.compile(model, backend="aot_eager", dynamic=True)):
+        model.load_state_dict(initial)
+        model.zero_grad()
+        vectors = torch.cat([run(batch) for batch in batches])
+        vectors.square().sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        buffers = [b.clone() for b in model.buffers() if b.is_floating_point()]
+        results.append([vectors.detach(), *grads, *buffers])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for eager, compiled in zip(*results, strict=True):
         close(compiled, eager)
 

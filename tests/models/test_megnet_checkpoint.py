@@ -221,6 +221,8 @@ def without(name: str) -> dict[str, torch.Tensor]:
         (weights_of(nblocks=3), r"MEGNet does not have: blocks\.2\.edge_func\.layers\.0\.weight"),
         (weights_of(4), r"'embedding\.layer_node_embedding\.weight' has shape \(4, 5\) where \(89, 5\) is needed"),
         (weights_of(dim_edge_embedding=12), r"has shape \(12,\) where \(9,\) is needed"),
+        (weights_of() | {"edge_s2s.lstm.bias_hh_l0": torch.full((24,), torch.nan)}, "that are no finite numbers"),
+        (weights_of() | {"bond_expansion.rbf.centers": torch.linspace(0, 6, 9)}, r"reach to 6\.000 angstrom"),
     ],
 )
 def test_weights_that_do_not_fit(save, weights, message) -> None:
@@ -246,6 +248,9 @@ def test_weights_that_do_not_fit(save, weights, message) -> None:
         (description(nblocks="two"), "arguments of the model cannot be used"),
         (description(nblocks=0), "cannot be used: MEGNet: blocks must be at least 1, not 0"),
         (description(cutoff=None), "arguments of the model cannot be used"),
+        (description(niters_set2set=2.5), "sizes are whole numbers up to 65536"),
+        (description(dim_edge_embedding=10**12), "sizes are whole numbers up to 65536"),
+        (description("Normalizer: Mean=-1.5, Std: -2.5"), r"deviation of the target is -2\.5; it must be positive"),
         (description(element_types=["Na", "Xx"]), r"element_types names \['Xx'\], which are no elements"),
         (description(element_types="Na"), r"element_types is no list of names"),
     ],
@@ -284,6 +289,9 @@ def test_files_that_are_something_else(save, tmp_path) -> None:
     (folder / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.json is no JSON"):
         load_megnet_checkpoint(folder)
+    (folder / "model.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=r"model\.json is no JSON"):
+        load_megnet_checkpoint(folder)
 
     path, weights = tmp_path / "w.npz", weights_of()
     for change, message in (
@@ -292,7 +300,10 @@ def test_files_that_are_something_else(save, tmp_path) -> None:
         ({"element_Z": None}, "has no 'element_Z'"),
         ({"element_Z": np.arange(89) + 16}, r"element_Z holds numbers of no element: \[104\]"),
         ({"element_Z": np.array(["Na"])}, "element_Z holds no atomic numbers"),
+        ({"element_Z": np.array([11, 11])}, "element_Z names an element twice"),
         ({"data_std": None}, "has no number 'data_std'"),
+        ({"data_std": np.array(np.nan)}, "'data_std' is nan, not a finite number"),
+        ({"w/output_proj.layers.4.bias": np.array(["a"])}, "output_proj.layers.4.bias hold no numbers"),
         ({"data_mean": np.array("a")}, "has no number 'data_mean'"),
     ):
         with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
