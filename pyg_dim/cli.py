@@ -258,10 +258,13 @@ def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
 
 def _train_parser(model: str, prog: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [options]",
+        # Messages send to this with --help behind it, and each model has options of its own.
+        prog=f"{prog} --model {model}" if model in MODELS else prog,
+        usage=f"{prog} [options]",
         description="Train an encoder of crystals. Every flag is a key of a YAML file too (--config).",
         print_config="--print-config",
+        # The start of a flag that this model does not have may be the start of one that it has.
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with options; flags after it win")
     defaults = {entry.name: entry.default for entry in fields(TrainOptions)}

@@ -107,6 +107,9 @@ def test_a_file_may_hold_any_option_as_a_list_or_with_commas(tmp_path):
     ("flags", "message"),
     [
         (["--epoch-count", "3"], "--epoch-count"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--model", "megnet", "--encoder.k", "5"], "unrecognized arguments: --encoder.k 5"),
+        (["--model", "cgcnn", "--encoder.gaussian=20"], "unrecognized arguments: --encoder.gaussian=20"),
         (["--epochs", "many"], "epochs"),
         (["--model", "nonet"], "sitenet"),
         (["--objective", "magic"], "deep_infomax"),
@@ -122,6 +125,18 @@ def test_wrong_flags_exit_with_2_and_are_named(flags, message, capsys):
         main(["train", *flags])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_wrong_option_of_an_encoder_tells_where_its_options_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--model", "cgcnn", "--encoder.gaussian", "20"])
+    (command,) = re.findall(r"run: pyg-dim (.*)", capsys.readouterr().err)
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--encoder.gaussian_step" in text
+    assert text.startswith("usage: pyg-dim train [options]")
 
 
 @pytest.mark.parametrize(
