@@ -171,6 +171,25 @@ def load_encoder_state(encoder: Encoder, checkpoint: Mapping[str, Any], path: st
         ) from error
 
 
+def changed_options(encoder: Encoder, checkpoint: Mapping[str, Any]) -> list[str]:
+    """Say in which options an encoder differs from that of a checkpoint.
+
+    Args:
+        encoder: an encoder of the same architecture.
+        checkpoint: contents of a file, from :func:`read_checkpoint`.
+
+    Returns:
+        One text for each option, in their order; those that the version of the checkpoint did not have are not among
+        them.
+    """
+    mine, theirs = dict(encoder.config), dict(checkpoint[SECTION]["encoder"])
+    return [
+        f"{name}: {theirs[name]} in the checkpoint, {value} now"
+        for name, value in mine.items()
+        if name in theirs and theirs[name] != value
+    ]
+
+
 def require_model(name: str, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Check that a checkpoint is of the wanted architecture.
 

@@ -16,7 +16,7 @@ from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
-from pyg_dim.training.checkpoints import load_encoder_state, read_checkpoint
+from pyg_dim.training.checkpoints import changed_options, load_encoder_state, read_checkpoint
 from pyg_dim.training.devices import compile_fault
 from pyg_dim.training.options import TrainOptions
 
@@ -109,7 +109,7 @@ def prepare_data(options: TrainOptions) -> RunData:
 
 
 def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Tensor]]:
-    """Build the encoder of a run.
+    """Build the encoder of a run; a warning names the options in which it differs from that of ``init``.
 
     Args:
         options: model, encoder, seed and init.
@@ -132,7 +132,11 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
         raise ValueError(f"--model {options.model} cannot be built: {str(error).splitlines()[0]}") from error
     untrained = {name: value.clone() for name, value in encoder.state_dict().items()}
     if options.init is not None:
-        load_encoder_state(encoder, read_checkpoint(options.init), options.init)
+        checkpoint = read_checkpoint(options.init)
+        load_encoder_state(encoder, checkpoint, options.init)
+        # Shapes tell of some options only: with another cutoff the parameters fit, but the crystals look different.
+        if changed := changed_options(encoder, checkpoint):
+            _logger.warning("--init %s was trained with other options: %s", options.init, "; ".join(changed))
     return encoder, untrained
 
 
@@ -141,9 +145,11 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
 
     Args:
         options: compile.
-        encoder: the encoder of the run.
+        encoder: the encoder of the run; nothing is tried or said for one that has nothing to compile.
         device: where it will run.
     """
+    if type(encoder).set_compile is models.Encoder.set_compile:
+        return
     if options.compile:
         _logger.info("torch.compile: the first steps take up to a minute longer; --no-compile does without")
     fault = compile_fault(device) if options.compile else None

@@ -10,6 +10,7 @@ from pyg_dim import models
 from pyg_dim.data import CrystalLoader, load_dataset
 from pyg_dim.training.checkpoints import SECTION, load_encoder, read_checkpoint
 from pyg_dim.training.run import train
+from pyg_dim.training.setup import prepare_encoder
 
 
 class Command:
@@ -66,6 +67,28 @@ def test_another_shape_is_named(checkpoint, options):
     wide = options().encoder | {"local_channels": 16}
     with pytest.raises(ValueError, match="another shape: local_channels is 8 there and 16 here"):
         train(options(encoder=wide, init=str(checkpoint)))
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_options_that_do_not_show_in_shapes_are_named(checkpoint, options, caplog):
+    other = options().encoder | {"supercell_sites": 4, "kl": "paper"}
+    prepare_encoder(options(encoder=other, init=str(checkpoint)))
+    changes = "supercell_sites: 8 in the checkpoint, 4 now; kl: log_variance in the checkpoint, paper now"
+    assert warnings_of(caplog) == [f"--init {checkpoint} was trained with other options: {changes}"]
+
+
+def test_there_is_no_warning_of_equal_options(checkpoint, options, caplog):
+    same = options().encoder | {"pre_pool": (8,)}
+    prepare_encoder(options(encoder=same, init=str(checkpoint)))
+    contents = torch.load(checkpoint, weights_only=True)
+    # As a version would have written it that did not know the option yet.
+    del contents[SECTION]["encoder"]["distance_weights"]
+    torch.save(contents, checkpoint)
+    prepare_encoder(options(init=str(checkpoint)))
+    assert warnings_of(caplog) == []
 
 
 def test_a_model_that_is_not_known_here_is_named(checkpoint, tmp_path):

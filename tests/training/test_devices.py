@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyg_dim.models import Encoder, SiteNet
 from pyg_dim.training import setup
 from pyg_dim.training.devices import choose_device, compile_fault
 from pyg_dim.training.setup import prepare_encoder, prepare_kernels
@@ -72,3 +73,17 @@ def test_kernels_are_fused_where_wanted_and_possible(options, monkeypatch, caplo
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == (
         ["torch.compile does not work here: training without it (same numbers, slower): broken"] if fault else []
     )
+
+
+class Plain(SiteNet):
+    set_compile = Encoder.set_compile
+
+
+@pytest.mark.parametrize("kind", [SiteNet, Plain])
+def test_an_encoder_without_such_kernels_is_spared_the_trial_and_the_notice(options, monkeypatch, caplog, kind):
+    tried = []
+    monkeypatch.setattr(setup, "compile_fault", tried.append)
+    with caplog.at_level("INFO", "pyg_dim"):
+        prepare_kernels(options(compile=True), kind(), "cpu")
+    assert tried == ["cpu"] * (kind is SiteNet)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["torch.compile"] * (kind is SiteNet)
