@@ -281,8 +281,9 @@ def test_resuming_takes_the_options_of_the_run(arguments, capsys, tmp_path):
     assert parse_train([*arguments[1:], "--seed=5", f"--resume={last}", "--epochs=3"]).epochs == 3
     assert main([*arguments, "--seed=6", f"--resume={last}"]) == 1
     assert re.search(r"seed was 5 and is now 6.*--init .*last\.ckpt", capsys.readouterr().err)
-    assert main(["train", f"--resume={last}", "--encoder.heads=2"]) == 1
-    assert "encoder was" in capsys.readouterr().err
+    assert main(["train", f"--resume={last}", "--encoder.heads=2", "--encoder.pre_pool=[4]"]) == 1
+    error = capsys.readouterr().err
+    assert "started with, but encoder.heads was 1 and is now 2, encoder.pre_pool was [8] and is now [4]: leave" in error
     assert main(["train", f"--resume={last}", "--epochs=3", "--devices=2"]) == 1
     assert "devices was 1 and is now 2" in capsys.readouterr().err
     for flag in ("--name=other", f"--logdir={tmp_path / 'other'}"):

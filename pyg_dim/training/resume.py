@@ -44,8 +44,9 @@ class ResumedRun:
             now, before = getattr(options, entry.name), getattr(saved, entry.name)
             if entry.name not in CHANGEABLE and now != before:
                 raise ValueError(
-                    f"--resume continues a run with the options it was started with, but {entry.name} was {before!r} "
-                    f"and is now {now!r}: leave that out, or start a new run from its encoder with --init {self.path}"
+                    "--resume continues a run with the options it was started with, but "
+                    f"{_changes(entry.name, before, now)}: leave that out, or start a new run from its encoder with "
+                    f"--init {self.path}"
                 )
         folder = self.path.resolve().parent
         # A folder that has been moved is no longer where the saved options say, and nobody asked for that place.
@@ -107,3 +108,11 @@ class ResumedRun:
                 f"{self.path} has no state of the training loop and cannot be resumed: start a new run with "
                 f"--init {self.path}"
             ) from error
+
+
+def _changes(name: str, before: Any, now: Any) -> str:
+    """What an option was and is; of a dictionary only the entries that differ."""
+    if not isinstance(before, dict):
+        return f"{name} was {before!r} and is now {now!r}"
+    pairs = {key: (before.get(key, "unknown"), now.get(key, "unknown")) for key in before | now}
+    return ", ".join(_changes(f"{name}.{key}", *pair) for key, pair in pairs.items() if pair[0] != pair[1])
