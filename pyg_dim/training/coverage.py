@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pyg_dim.losses import BASELINES
@@ -22,12 +22,14 @@ def starved_text(means: Mapping[str, float]) -> str | None:
     Returns:
         What it means and what to do, or None where every level had some.
     """
-    names = [name for name, coverage in _levels(means).items() if coverage == 0]
+    levels = _levels(means)
+    names = _grouped([name for name, coverage in levels.items() if coverage == 0], list(levels))
     if not names:
         return None
     return (
         f"not one valid false sample was found for {', '.join(names)}, so nothing is learned there: add kinds "
-        "(--kinds), or raise --batch-sites, so that batches hold several crystals with the same number of sites"
+        "(--kinds), or raise --batch-sites, so that batches hold several crystals with the same number of sites; a "
+        "level whose crystals have no edges at all needs a larger cutoff of the encoder instead"
     )
 
 
@@ -38,14 +40,19 @@ def scarce_text(means: Mapping[str, float]) -> str | None:
         means: means of an epoch.
 
     Returns:
-        Kinds with the share of groups (pairs, sites or crystals) that had none, by level; None where there are none.
+        Kinds with the share of groups (pairs, sites or crystals) that had none, by level; levels of a list as one,
+        with the smallest and the largest share, where a kind was scarce at any of them. None where there are none.
     """
-    scarce = [
-        f"{level}/{kind} in {1 - share:.0%} of groups".replace("%", " %")
-        for level in _levels(means)
-        for kind, share in _kinds(means, level).items()
-        if share < OFTEN
-    ]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for level in _levels(means):
+        for kind, share in _kinds(means, level).items():
+            found.setdefault((_list(level), kind), {})[level] = share
+    scarce = []
+    for (name, kind), shares in found.items():
+        if min(shares.values()) < OFTEN:
+            name = name if len(shares) > 1 else next(iter(shares))
+            lost = [f"{100 * (1 - share):.0f}" for share in (max(shares.values()), min(shares.values()))]
+            scarce.append(f"{name}/{kind} in {' to '.join(dict.fromkeys(lost))} % of groups")
     return f"false samples that were often impossible: {', '.join(scarce)}" if scarce else None
 
 
@@ -65,13 +72,17 @@ def skipped_text(means: Mapping[str, float]) -> str | None:
             found.setdefault(kind, set()).add(level)
     skipped = []
     for kind, there in found.items():
-        lists = {_list(level) for level in levels} - {_list(level) for level in there}
-        lacking = [level if _list(level) not in lists else _list(level) for level in levels if level not in there]
-        if lacking:
-            skipped.append(f"{kind} at {', '.join(dict.fromkeys(lacking))}")
+        if lacking := _grouped([level for level in levels if level not in there], levels):
+            skipped.append(f"{kind} at {', '.join(lacking)}")
     if not skipped:
         return None
     return f"kinds of false samples that have no meaning at a level and are left out there: {'; '.join(skipped)}"
+
+
+def _grouped(some: Sequence[str], levels: Sequence[str]) -> list[str]:
+    """Some of the levels, those of a list as one where all of it are among them."""
+    broken = {_list(level) for level in levels if level not in some}
+    return list(dict.fromkeys(level if _list(level) in broken else _list(level) for level in some))
 
 
 def _list(level: str) -> str:

@@ -43,6 +43,26 @@ def test_a_level_with_nothing_is_named_with_what_to_do():
     assert starved_text(NOTHING).startswith(f"{STARVED}: add kinds (--kinds), or raise --batch-sites")
 
 
+def test_a_level_without_edges_has_an_advice_of_its_own():
+    assert starved_text(NOTHING).endswith("; a level whose crystals have no edges at all needs a larger cutoff of the "
+                                          "encoder instead")  # fmt: skip
+
+
+def test_levels_of_a_list_are_one_entry():
+    means = {f"detail/{level}/js/coverage": 0.0 for level in ("edge.0", "site.0", "edge.1", "site.1", "site.2", "all")}
+    means |= {"detail/site.0/js/coverage": 1.0, "detail/edge.0/other/coverage": 0.1}
+    means |= {f"detail/site.{n}/other/coverage": share for n, share in enumerate((0.3, 0.04, 0.8))}
+    means |= {f"detail/site.{n}/polymorph/coverage": 0.0 for n in range(3)}
+    means |= {f"detail/site.{n}/permutation/coverage": 0.9 for n in range(3)}
+    entries = scarce_text(means).removeprefix("false samples that were often impossible: ").split(", ")
+    assert entries == [
+        "edge.0/other in 90 % of groups",
+        "site.*/other in 20 to 96 % of groups",
+        "site.*/polymorph in 100 % of groups",
+    ]
+    assert starved_text(means).startswith(f"{MISSING} edge.*, site.1, site.2, all, so nothing")
+
+
 def test_kinds_that_have_no_meaning_are_listed_by_level():
     means = {f"detail/{level}/js/coverage": 1.0 for level in ("edge.0", "edge.1", "site.0", "site.1", "all")}
     means |= {f"{name.removesuffix('js/coverage')}other/coverage": 0.0 for name in means}
