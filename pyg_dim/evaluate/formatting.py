@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Write a number with a fixed number of significant digits.
+    """Write a number with a fixed number of significant digits, below a million without a power of ten.
 
     Args:
         value: The number.
@@ -18,7 +18,10 @@ def number(value: float, digits: int = 3) -> str:
     Returns:
         The text, empty for NaN.
     """
-    return "" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".")
+    if math.isnan(value):
+        return ""
+    text = f"{value:#.{digits}g}".rstrip(".")
+    return f"{float(text):.0f}" if "e+" in text and abs(float(text)) < 1e6 else text
 
 
 def markdown_row(cells: Sequence[str]) -> str:

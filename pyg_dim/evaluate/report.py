@@ -150,16 +150,26 @@ def print_summary(table: pd.DataFrame, notes: Sequence[str], console: Console) -
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for heading in header:
-            # Where the screen is narrow, names may be broken between words, numbers not at all.
-            width = max(len(word) for row in cells for word in row[len(grid.columns)].split() or [""])
-            grid.add_column(heading, justify="right", no_wrap=heading in (*ENCODERS, "n"), min_width=width)
+        for heading, width in zip(header, _widths(header, cells, console.width), strict=True):
+            grid.add_column(heading, justify="right", width=width, overflow="fold")
         for row in cells:
             grid.add_row(*(escape(cell) for cell in row))
         console.print(grid)
     for line in (headline(table), *(f"note: {note}" for note in notes)):
         if line:
             console.print(line, markup=False, highlight=False)
+
+
+def _widths(header: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of columns that fit on the screen: broken between words, names before numbers, and only where needed."""
+    columns = list(zip(header, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    for place in sorted(range(len(header)), key=lambda place: header[place] in ENCODERS):
+        # Two characters lie between columns, one at each edge.
+        excess = sum(widths) + 2 * len(widths) - room
+        longest = max(len(word) for text in columns[place] for word in text.split())
+        widths[place] = max(longest, widths[place] - max(excess, 0))
+    return widths
 
 
 def write_summary(table: pd.DataFrame, notes: Sequence[str], directory: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 
 from pyg_dim.data.keys import BATCH
+from pyg_dim.evaluate.formatting import number
 from pyg_dim.evaluate.intrinsic import intrinsic_targets
-from pyg_dim.evaluate.report import COLUMNS, headline
+from pyg_dim.evaluate.report import COLUMNS, headline, loss_rows, print_summary, probe_row
 from pyg_dim.evaluate.summary import probe_metrics, summarise
 from pyg_dim.models.encoder import Encoder, Representation
 
@@ -87,6 +88,55 @@ def test_unlabelled_crystals_are_probed_on_intrinsic_targets(crystals, rows, tmp
     assert "Training lowered the error in" in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
+
+
+def shown(scale, width=80):
+    """A printed summary of errors of about a size."""
+    errors = [scale * (1 + share / 10) for share in range(4)]
+    rows = [probe_row("k", "full", 1000, kind, errors, errors[::-1], scale) for kind in ("least squares", "ridge")]
+    losses = loss_rows({"train/js/convolutions": 1.25e-5, "val/js/convolutions": 43210.0, "train/total": 1.0})
+    console = Console(file=io.StringIO(), width=width)
+    kinds = dict.fromkeys(("n", "wins", "losses"), "Int64")
+    table = pd.DataFrame(losses + rows, columns=list(COLUMNS)).astype(kinds)
+    print_summary(table, [], console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("scale", [3.1e-5, 0.32, 31700, 317000, 3.17e7])
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_column_is_cut_on_a_narrow_screen(scale, width):
+    printed = shown(scale, width)
+    assert max(map(len, printed.splitlines())) <= width
+    assert "…" not in printed
+    words = set(printed.split())
+    assert {"untrained", "trained", "dummy", "lost", "least", "2-2", "js/convolutions", "1.250e-05", "43210"} <= words
+    low, median, high = (number(scale * (1 + share)) for share in (0.075, 0.15, 0.225))
+    assert {median, f"[{low},", f"{high}]", number(scale)} <= words
+
+
+def test_a_spread_stays_in_one_line_where_it_fits():
+    assert "36500 [34100, 38800]  36500 [34100, 38800]" in shown(31700)
+    assert "least squares  0.368 [0.344, 0.392]" in shown(0.32, width=100)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (38312.0, 3, "38300"),
+        (999.96, 3, "1000"),
+        (1234.6, 4, "1235"),
+        (-45678.0, 3, "-45700"),
+        (999499.0, 3, "999000"),
+        (999600.0, 3, "1.00e+06"),
+        (1.2e-5, 3, "1.20e-05"),
+        (317.0, 3, "317"),
+        (0.5, 3, "0.500"),
+        (math.inf, 3, "inf"),
+        (math.nan, 3, ""),
+    ],
+)
+def test_numbers_below_a_million_have_no_power_of_ten(value, digits, text):
+    assert number(value, digits) == text
 
 
 def test_files_hold_what_is_returned(crystals, rows, tmp_path):
