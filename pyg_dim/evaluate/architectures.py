@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -40,18 +40,30 @@ def print_models(models: Mapping[str, type[Encoder]], console: Console) -> None:
     """
     encoders = [models[name]() for name in sorted(models)]
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    # The name is what one searches for, and numbers say nothing in two lines; what is said in words may be broken.
+    # The name is what one searches for, and numbers say nothing in two lines.
     grid.add_column("model", no_wrap=True)
     for heading in ("parameters", "of levels", "length"):
         grid.add_column(heading, justify="right", no_wrap=True)
-    # One below the other in one column: two of them would leave neither the width that it needs.
-    grid.add_column("graph, source", overflow="fold")
     for encoder in encoders:
         numbers = (*count_parameters(encoder), encoder.channels)
-        grid.add_row(encoder.name, *map(str, numbers), escape(f"{encoder.graph!r}\n{encoder.source}"))
+        grid.add_row(encoder.name, *map(str, numbers))
     console.print(grid)
+    # Below the table, where they have the whole width of the screen.
+    for encoder in encoders:
+        lines = [line for text in (repr(encoder.graph), encoder.source) for line in _broken(text, console.width - 2)]
+        console.print(encoder.name, *(f"  {line}" for line in lines), "", sep="\n", markup=False, highlight=False)
     console.print(
         "parameters: of the encoder at its defaults, without its Deep InfoMax levels; length: of the global "
         "representation",
         highlight=False,
     )
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Lines of a width, broken behind spaces and opening brackets."""
+    lines = [""]
+    for piece in re.split(r"(?<=[ (])", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]

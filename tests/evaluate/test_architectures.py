@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -35,15 +36,15 @@ def test_parameters_without_levels():
 def test_every_model_is_listed_with_its_numbers_graph_and_source():
     lines = printed(400).splitlines()
     for name, model in models.MODELS.items():
-        (place,) = [place for place, line in enumerate(lines) if line.split()[:1] == [name]]
+        place = next(place for place, line in enumerate(lines) if line.split()[:1] == [name])
         encoder = model()
         numbers = [str(number) for number in (*count_parameters(encoder), encoder.channels)]
-        assert lines[place].split()[1:4] == numbers
-        assert lines[place].rstrip().endswith(repr(encoder.graph))
-        assert lines[place + 1].strip() == encoder.source
+        assert lines[place].split()[1:] == numbers
+        place = lines.index(name)
+        assert lines[place + 1 : place + 4] == [f"  {encoder.graph!r}", f"  {encoder.source}", ""]
 
 
-@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_nothing_is_cut_off_in_a_narrow_list(width):
     narrow = printed(width)
     assert max(map(len, narrow.splitlines())) <= width
@@ -52,3 +53,9 @@ def test_nothing_is_cut_off_in_a_narrow_list(width):
     for name, model in models.MODELS.items():
         assert any(line.split()[:1] == [name] for line in narrow.splitlines())
         assert "".join(model.source.split()) in letters
+        assert "".join(repr(model().graph).split()) in letters
+    # No word of a graph or a source is broken.
+    words = {
+        word for model in models.MODELS.values() for word in re.findall(r"[\w.=]+", f"{model().graph} {model.source}")
+    }
+    assert words <= set(re.findall(r"[\w.=]+", narrow))
