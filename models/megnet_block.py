@@ -31,9 +31,10 @@ class Layers(nn.Module):
 
     def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip([in_channels, *widths], widths, strict=False))
-        for linear in self.linears:
+        linears = [nn.Linear(i, o) for i, o in zip([in_channels, *widths], widths, strict=False)]
+        for linear in linears:
             nn.init.xavier_uniform_(linear.weight)
+        self.linears = nn.ModuleList(linears)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] to [n, out]."""
