@@ -21,19 +21,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def settle(model: nn.Module) -> nn.Module:
-    """In evaluation mode, with running statistics that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-    return model.eval()
-
-
 @pytest.fixture
-def model() -> ALIGNN:
+def model(settle) -> ALIGNN:
     return settle(ALIGNN(**SMALL).double())
 
 
@@ -89,7 +78,7 @@ def embedded(chain, rows: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("update_edges", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_convolution_written_out(training, update_edges) -> None:
+def test_convolution_written_out(settle, training, update_edges) -> None:
     """One node without edges."""
     layer = settle(EdgeGatedConvolution(5, update_edges).double()).train(training)
     x, y = torch.randn(4, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)

@@ -21,16 +21,8 @@ SMALL = {"site_channels": 8, "convolutions": 2, "crystal_channels": 10, "gaussia
 
 
 @pytest.fixture
-def model() -> CGCNN:
-    """In evaluation mode, with running statistics that are not the initial ones."""
-    model = CGCNN(**SMALL).double()
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-    return model.eval()
+def model(settle) -> CGCNN:
+    return settle(CGCNN(**SMALL).double())
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from pyg_dim import record
 from pyg_dim.level import Level
 from pyg_dim.models import MODELS, Encoder, build
-from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS, DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
 
@@ -85,19 +84,8 @@ def case(name) -> Case:
     return CASES[name]
 
 
-def settle(model: Encoder) -> Encoder:
-    """In evaluation mode, with running statistics that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-    return model.eval()
-
-
 @pytest.fixture
-def model(name, case) -> Encoder:
+def model(name, case, settle) -> Encoder:
     return settle(build(name, **(case.options | case.whole_shells)).double())
 
 
