@@ -17,6 +17,7 @@ from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.rows import add_rows, gather_rows
 
 
 class Block(nn.Module):
@@ -108,8 +109,8 @@ class PairAttention(nn.Module):
         weight = torch.cat([_first(chain).linear.weight for chain in chains])
         bias = torch.cat([_first(chain).linear.bias for chain in chains])
         of_target, of_source, of_pair = weight.split([x.size(1), x.size(1), e.size(1)], dim=1)
-        at_target = torch.addmm(bias, x, of_target.T).index_select(0, target)
-        first = at_target + (x @ of_source.T).index_select(0, source) + e @ of_pair.T
+        at_target = gather_rows(torch.addmm(bias, x, of_target.T), target)
+        first = at_target + gather_rows(x @ of_source.T, source) + e @ of_pair.T
         firsts = first.split([_first(chain).linear.out_features for chain in chains], dim=1)
         attention, value, *pair = (
             chain[1:](_first(chain).finish(part)) for chain, part in zip(chains, firsts, strict=True)
@@ -124,7 +125,7 @@ class PairAttention(nn.Module):
         norm = raw.new_zeros(x.size(0), raw.size(1)).index_add(0, target, raw)
         attention_weight = raw / norm.index_select(0, target)
         weighted = (attention_weight[:, :, None] * value[:, None, :]).flatten(1)
-        gathered = weighted.new_zeros(x.size(0), weighted.size(1)).index_add(0, target, weighted)
+        gathered = add_rows(weighted, target, x.size(0))
         return gathered.to(x.dtype), pair[0] if pair else None, attention_weight
 
 

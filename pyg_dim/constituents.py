@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyg_dim.rows import gather_rows
+
 Parts = tuple[tuple[Tensor, Tensor | None], ...]
 
 
@@ -92,7 +94,7 @@ class Constituents:
         ):
             # A product over one input is an outer product: elementwise, so that a compiler can fuse it.
             term = features * weight.T if features.size(-1) == 1 else features @ weight.T
-            term = term if index is None else term.index_select(0, index)
+            term = term if index is None else gather_rows(term, index)
             out = term if out is None else out + term
         assert out is not None  # noqa: S101 - the constructor asks for a part
         return out if layer.bias is None else out + layer.bias

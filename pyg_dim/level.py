@@ -26,6 +26,7 @@ from pyg_dim.losses import (
     kl_term,
 )
 from pyg_dim.noise import ConditionalNoise, LearnedNoise, perturb
+from pyg_dim.rows import gather_rows
 from pyg_dim.tape import FalseSample, LevelLoss, Record, Scope, active_tape
 
 NoiseForm = Literal["conditional", "learned", "none"]
@@ -66,7 +67,7 @@ def score_terms(
     for parts, ways in sets:
         keys = _keys(critic, parts)
         for belongs, target, weight in ways:
-            score = (queries.index_select(0, target) * keys).sum(dim=-1) + offsets.index_select(0, target)
+            score = (gather_rows(queries, target) * keys).sum(dim=-1) + offsets.index_select(0, target)
             # Sums over the constituents of a group are taken in float32 at least.
             score = score.float() if score.dtype in (torch.bfloat16, torch.float16) else score
             scored.append((score, belongs, target, weight))
