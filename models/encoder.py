@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from pyg_dim.level import Level
+
 Readout = Literal["global", "full"]
 READOUTS: Final = ("global", "full")
 
@@ -100,13 +102,16 @@ class Encoder(nn.Module, ABC):
         )
 
     def set_compile(self, enabled: bool) -> None:
-        """Run the heavy kernels through torch.compile (the same numbers), or eagerly.
+        """Run the heavy steps through kernels in C++, or through torch.compile (the same numbers); or eagerly.
 
-        There are none here: what torch.compile gains has to outweigh its slower sums over gathered rows.
+        Here that is the critics alone; encoders add to it what pays.
 
         Args:
-            enabled: whether to compile.
+            enabled: whether to do so.
         """
+        for module in self.modules():
+            if isinstance(module, Level):
+                module.fused = enabled
 
 
 def site_mean(values: Tensor, batch: Any) -> Tensor:

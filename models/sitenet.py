@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyg_dim import native
 from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
 from pyg_dim.data.elements import NUM_FEATURES
@@ -17,7 +18,11 @@ from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.native.attention import attend
+from pyg_dim.native.mish_norm import mish_norm
+from pyg_dim.native.pair_rows import PairRows, rows_of
 from pyg_dim.rows import add_rows, gather_rows
+from pyg_dim.tape import active_tape
 
 
 class Block(nn.Module):
@@ -26,19 +31,25 @@ class Block(nn.Module):
     Args:
         in_channels: input width.
         out_channels: output width.
+
+    Attributes:
+        fused: use the kernel of :mod:`pyg_dim.native` where it can be.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels)
         self.norm = nn.LayerNorm(out_channels)
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return self.norm(F.mish(self.linear(x)))
+        return self.finish(self.linear(x))
 
     def finish(self, linear_output: Tensor) -> Tensor:
         """Mish and layer norm of what the linear layer gave, where that was computed in parts."""
+        if self.fused and linear_output.dim() == 2 and native.usable(linear_output, self.norm.weight):
+            return mish_norm(linear_output, self.norm.weight, self.norm.bias)
         return self.norm(F.mish(linear_output))
 
 
@@ -46,10 +57,13 @@ def _chain(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*(Block(i, o) for i, o in zip([in_channels, *widths], widths, strict=False)))
 
 
-def _first(chain: nn.Sequential) -> Block:
-    block = chain[0]
+def _block(block: nn.Module) -> Block:
     assert isinstance(block, Block)  # noqa: S101 - tells the type checker what a chain is made of
     return block
+
+
+def _first(chain: nn.Sequential) -> Block:
+    return _block(chain[0])
 
 
 class PairAttention(nn.Module):
@@ -128,6 +142,61 @@ class PairAttention(nn.Module):
         gathered = add_rows(weighted, target, x.size(0))
         return gathered.to(x.dtype), pair[0] if pair else None, attention_weight
 
+    def has_kernel(self, x: Tensor, distance: Tensor) -> bool:
+        """Whether :meth:`fused` can be called: one hidden layer in each network, and no new pair features."""
+        shape = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
+        widths = [self.logits.weight, *(_block(block).norm.weight for block in self.value)]
+        return (
+            shape
+            and distance.dtype == x.dtype == widths[0].dtype
+            and not distance.requires_grad
+            and native.usable(*widths)
+        )
+
+    def of_pairs(self, e: Tensor) -> Tensor:
+        """What pair features add to the first layers of attention weights and values.
+
+        Args:
+            e: [D, P] pair features.
+
+        Returns:
+            [D, F] numbers, F the sum of the widths of both layers.
+        """
+        weight = torch.cat([_first(chain).linear.weight[:, -e.size(1) :] for chain in (self.attention, self.value)])
+        return e @ weight.T
+
+    def fused(self, x: Tensor, pairs: Tensor, rows: PairRows, count: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` gathers, by a kernel that keeps nothing of a pair in memory.
+
+        The scale and offset of each layer norm are folded into what follows it; softmax does not see an offset of the
+        logits.
+
+        Args:
+            x: [N, C] site features.
+            pairs: [D, F] what pairs of each different length add to the first layers, from :meth:`of_pairs`.
+            rows: the pairs.
+            count: [E] multiplicity of each pair, or None.
+
+        Returns:
+            [N, heads * V] gathered values.
+        """
+        attention, hidden, value = _first(self.attention), *(_block(block) for block in self.value)
+        weight = torch.cat([attention.linear.weight, hidden.linear.weight])
+        bias = torch.cat([attention.linear.bias, hidden.linear.bias])
+        of_target, of_source = weight[:, : 2 * x.size(1)].chunk(2, dim=1)
+        gathered = attend(
+            torch.addmm(bias, x, of_target.T),
+            x @ of_source.T,
+            pairs,
+            self.logits.weight * attention.norm.weight,
+            value.linear.weight * hidden.norm.weight,
+            torch.addmv(value.linear.bias, value.linear.weight, hidden.norm.bias),
+            rows,
+            count,
+        ).unflatten(1, (self.logits.out_features, -1))
+        some = (rows.first.diff() > 0).to(x.dtype)[:, None, None]
+        return (gathered * value.norm.weight + some * value.norm.bias).flatten(1)
+
 
 class LocalEncoder(nn.Module):
     """From pairs to sites: everything of Site-Net below the local level.
@@ -156,6 +225,33 @@ class LocalEncoder(nn.Module):
         self.between = nn.ModuleList(Block(width, width) for _ in range(blocks - 1))
         self.hidden_channels = width * blocks
         self.output = nn.Linear(self.hidden_channels, local_channels)
+
+    @property
+    def kernel_block(self) -> PairAttention:
+        """The attention block, where there is one alone."""
+        block = self.blocks[0]
+        assert isinstance(block, PairAttention)  # noqa: S101 - tells the type checker what the list is made of
+        return block
+
+    def fused(self, x: Tensor, distance: Tensor, rows: PairRows, shared: dict[Any, Tensor]) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` by a kernel; pairs of equal length in a crystal are embedded once.
+
+        Args:
+            x: [N, 9] scaled site features.
+            distance: [E] length of each pair, in angstrom.
+            rows: the pairs.
+            shared: what passes over the same geometry have in common, see :attr:`pyg_dim.tape.Tape.shared`.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        pairs = None if torch.is_grad_enabled() else shared.get((self, rows))
+        if pairs is None:
+            length = distance.index_select(0, rows.member)
+            pairs = self.kernel_block.of_pairs(self.embed_pair(length[:, None]))
+            shared[self, rows] = pairs.detach()
+        hidden = self.kernel_block.fused(self.embed_site(x), pairs, rows)
+        return self.output(hidden), hidden
 
     def forward(self, x: Tensor, distance: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Local representations.
@@ -283,15 +379,23 @@ class SiteNet(Encoder):
         Args:
             enabled: whether to compile.
         """
-        self.compiled = enabled
-        self.local_level.compiled = enabled
+        super().set_compile(enabled)
+        self.compiled = self.local_level.compiled = enabled
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.fused = enabled
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
         source, target = batch.edge_index
         distance = batch.edge_dist
-        run = _compiled_local() if self.compiled else LocalEncoder.forward
-        site, hidden = run(self.local, batch.x, distance, source, target)
+        rows = rows_of(batch) if self.compiled and self.local.kernel_block.has_kernel(batch.x, distance) else None
+        if rows is not None:
+            tape = active_tape()
+            site, hidden = self.local.fused(batch.x, distance, rows, {} if tape is None else tape.shared)
+        else:
+            run = _compiled_local() if self.compiled else LocalEncoder.forward
+            site, hidden = run(self.local, batch.x, distance, source, target)
         site = self.local_level(
             site,
             constituents=Constituents((batch.x, source), (distance[:, None], None)),

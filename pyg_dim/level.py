@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from pyg_dim.constituents import Constituents, Parts
+from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CRITICS, Critic, CriticName
 from pyg_dim.false_samples.other import other_targets
 from pyg_dim.false_samples.unconnected import unconnected
@@ -20,76 +19,16 @@ from pyg_dim.losses import (
     Estimator,
     KLForm,
     crystal_mean,
-    group_mean,
-    info_nce_term,
-    jensen_shannon_term,
     kl_term,
 )
 from pyg_dim.noise import ConditionalNoise, LearnedNoise, perturb
-from pyg_dim.rows import gather_rows
+from pyg_dim.scoring import Scored, compiled_score_terms, fused_score_terms, score_terms
 from pyg_dim.tape import FalseSample, LevelLoss, Record, Scope, active_tape
 
 NoiseForm = Literal["conditional", "learned", "none"]
 NOISE_FORMS: Final = ("conditional", "learned", "none")
 RECORD_KINDS: Final = ("other", "unconnected")
 """Kinds of false samples that are made of a record itself, without another pass."""
-Scored = tuple[bool, Tensor, Tensor | None]
-
-
-def _keys(critic: Critic, parts: Parts) -> Tensor:
-    """Keys of all constituents; those that are gathered rows and nothing else are worked out row by row."""
-    (features, index), *others = parts
-    if others or index is None:
-        return critic.keys(Constituents(*parts))
-    return critic.keys(Constituents((features, None))).index_select(0, index)
-
-
-def score_terms(
-    critic: Critic,
-    z: Tensor,
-    sets: Sequence[tuple[Parts, Sequence[Scored]]],
-    estimator: Estimator = "jensen_shannon",
-) -> list[tuple[Tensor, Tensor]]:
-    """Group means of the terms of several sets of scored constituents.
-
-    Args:
-        critic: what scores.
-        z: [G, D] representations.
-        sets: parts of n constituents, with the ways in which they are scored: (belongs, target [n], weight [n] or
-            None). The first way of the first set is that of the true constituents.
-        estimator: "jensen_shannon", or "info_nce", which has no term of the true constituents alone: theirs is zero.
-
-    Returns:
-        ([G] means, [G] bool) of each way, in order.
-    """
-    queries, offsets = critic.queries(z)
-    scored = []
-    for parts, ways in sets:
-        keys = _keys(critic, parts)
-        for belongs, target, weight in ways:
-            score = (gather_rows(queries, target) * keys).sum(dim=-1) + offsets.index_select(0, target)
-            # Sums over the constituents of a group are taken in float32 at least.
-            score = score.float() if score.dtype in (torch.bfloat16, torch.float16) else score
-            scored.append((score, belongs, target, weight))
-    if estimator == "jensen_shannon":
-        return [
-            group_mean(jensen_shannon_term(score, belongs=belongs), target, z.size(0), weight)
-            for score, belongs, target, weight in scored
-        ]
-    (true, _, index, true_weight), *false = scored
-    return [
-        group_mean(torch.zeros_like(true), index, z.size(0), true_weight),
-        *(
-            info_nce_term(true, index, true_weight, score, target, weight, z.size(0))
-            for score, _, target, weight in false
-        ),
-    ]
-
-
-@cache
-def compiled_score_terms() -> Callable[..., list[tuple[Tensor, Tensor]]]:
-    """:func:`score_terms` fused by torch.compile, one compilation for batches of every size."""
-    return torch.compile(score_terms, dynamic=True)
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
@@ -125,7 +64,8 @@ class Level(nn.Module):
         estimator: loss of the scores: "jensen_shannon" or "info_nce".
 
     Attributes:
-        compiled: score with code that torch.compile fuses (the same numbers); worth it where constituents are many.
+        fused: score with the kernel of :mod:`pyg_dim.native` where it covers the case (the same numbers).
+        compiled: score with code that torch.compile fuses elsewhere; worth it where constituents are many.
 
     Raises:
         ValueError: a width that is neither positive nor -1; unknown noise, KL form, critic or estimator.
@@ -162,7 +102,7 @@ class Level(nn.Module):
         self.scope: Scope | None = scope
         self.kl: KLForm = kl
         self.estimator: Estimator = estimator
-        self.compiled = False
+        self.fused = self.compiled = False
         self._make_critic, self._noise_form = critic, noise
         self.lazy = -1 in (channels, constituent_channels)
         hidden = channels if hidden_channels is None else hidden_channels
@@ -330,22 +270,30 @@ class Level(nn.Module):
         names = ["true"]
         true_set: tuple[Constituents, list[Scored]] = (record.constituents, [(True, record.index, record.weight)])
         sets = [true_set]
+        group_targets: list[Tensor | None] = [torch.arange(z.size(0), device=z.device)]
         if "other" in kinds:
             crystal = record.crystal if record.num_crystals > 1 else None
             target, valid = other_targets(z.size(0), crystal, device=z.device, generator=generator)
             keep = valid[record.index].to(z.dtype)
             weight = keep if record.weight is None else record.weight * keep
             true_set[1].append((False, target[record.index], weight))
+            group_targets.append(target)
             names.append("other")
         unlinked = unconnected(record, generator) if "unconnected" in kinds else None
         for sample in (*false, *([] if unlinked is None else [unlinked])):
             if sample.constituents is not sets[-1][0]:
                 sets.append((sample.constituents, []))
             sets[-1][1].append((False, sample.target, sample.weight))
+            group_targets.append(sample.group_target)
             names.append(sample.kind)
 
-        terms = compiled_score_terms() if self.compiled else score_terms
-        means = terms(self.critic, z, [(constituents.parts, ways) for constituents, ways in sets], self.estimator)
+        scored = [(constituents.parts, ways) for constituents, ways in sets]
+        means = None
+        if self.fused and self.estimator == "jensen_shannon":
+            means = fused_score_terms(self.critic, z, scored, record.index, group_targets)
+        if means is None:
+            terms = compiled_score_terms() if self.compiled else score_terms
+            means = terms(self.critic, z, scored, self.estimator)
         true, exists = means[0]
         count = torch.stack([valid for _, valid in means[1:]]).sum(0) if means[1:] else torch.zeros_like(true)
         false_sum = torch.stack([term for term, _ in means[1:]]).sum(0) if means[1:] else torch.zeros_like(true)

@@ -74,12 +74,15 @@ class FalseSample:
         constituents: n constituents, detached; the object of another sample where both share theirs.
         target: [n] group that each is scored against.
         weight: [n] weights >= 0, zero where a constituent is masked; None for equal ones.
+        group_target: [G] where the constituents lie in the same groups as those of the true pass: the group that those
+            of each are scored against; None elsewhere.
     """
 
     kind: str
     constituents: Constituents
     target: Tensor
     weight: Tensor | None
+    group_target: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> FalseSample:
         """The same samples in numbers of another type."""
@@ -109,10 +112,21 @@ class Tape:
     """What the levels of a model recorded in one pass, in the order of their calls.
 
     Made by :func:`record`.
+
+    Attributes:
+        shared: what passes over the same geometry with the same parameters have in common: encoders leave it in the
+            true pass and find it in the corrupted ones, which need no gradient.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], batch: Any = None, isolate: bool = False) -> None:
+    def __init__(
+        self,
+        names: Mapping[nn.Module, str],
+        batch: Any = None,
+        isolate: bool = False,
+        shared: dict[Any, Tensor] | None = None,
+    ) -> None:
         self.names = names
+        self.shared: dict[Any, Tensor] = {} if shared is None else shared
         self.batch = batch
         self.isolate = isolate
         self._isolation = Isolation()
@@ -264,7 +278,9 @@ def active_tape() -> Tape | None:
 
 
 @contextmanager
-def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Iterator[Tape]:
+def record(
+    model: nn.Module, batch: Any = None, *, isolate: bool = False, shared: dict[Any, Tensor] | None = None
+) -> Iterator[Tape]:
     """Record what the levels of a model see while it runs inside the ``with`` block.
 
     A tape belongs to one pass. Inside a checkpointed region (recomputed in the backward pass) nothing can be recorded.
@@ -275,6 +291,7 @@ def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Ite
             group is of. Without it every group counts by itself, and ``other`` means other groups.
         isolate: levels hand their representation on without gradient, and what goes around them is cut off from
             earlier levels, so that each learns from its own loss alone (sec. 2.4 of the paper).
+        shared: :attr:`Tape.shared` of a pass over the same geometry, with the parameters that the model still has.
 
     Yields:
         The :class:`Tape`.
@@ -295,7 +312,7 @@ def record(model: nn.Module, batch: Any = None, *, isolate: bool = False) -> Ite
             f"record(model, batch) needs a batch with `batch` and `num_graphs`, as PyG's DataLoader gives them, not a "
             f"{type(batch).__name__}"
         )
-    tape = Tape(names, batch, isolate)
+    tape = Tape(names, batch, isolate, shared)
     _RECORDING.append(tape)
     try:
         yield tape

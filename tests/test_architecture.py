@@ -21,6 +21,8 @@ CORE = {
     "noise",
     "losses",
     "rows",
+    "scoring",
+    "native",
     "false_samples",
 }
 # Each may import itself and what follows; "core" and "data" lie side by side at the bottom.

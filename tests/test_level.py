@@ -11,8 +11,8 @@ from pyg_dim import Level, record
 from pyg_dim.constituents import Constituents
 from pyg_dim.critic import DotProductCritic
 from pyg_dim.false_samples.other import other_targets
-from pyg_dim.level import score_terms
 from pyg_dim.losses import info_nce_term, jensen_shannon_term
+from pyg_dim.scoring import score_terms
 from pyg_dim.tape import FalseSample
 
 

@@ -60,6 +60,7 @@ class Kind:
                 "a model must keep the geometry of the graph for engineered false samples"
             )
         keep: Tensor | None
+        group_target = {"crystal": self.crystal_target, "site": self.site_target}.get(true.scope or "")
         if true.scope == "crystal":
             target, keep = self.crystal_target[false.index], self.keep_sites
         elif true.scope == "site" and self.site_target is not None:
@@ -79,7 +80,8 @@ class Kind:
                 # Not the edges or sites of the batch (self-loops, nodes that are left after pooling).
                 keep = ~constituents_occur(false.constituents, target, true.constituents, true.index)
             weight = keep.to(false.z.dtype) if weight is None else weight * keep
-        return FalseSample(self.name, false.constituents, target, weight)
+        same_groups = false.index.data_ptr() == true.index.data_ptr()
+        return FalseSample(self.name, false.constituents, target, weight, group_target if same_groups else None)
 
 
 def _species_occur(true: Record, false: Record, true_species: Tensor, false_species: Tensor) -> Tensor:

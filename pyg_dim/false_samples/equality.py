@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from pyg_dim.constituents import Constituents
+from pyg_dim.native.occurs import edges_occur as native_edges_occur
+from pyg_dim.native.occurs import environments as native_environments
+from pyg_dim.native.occurs import sites_occur as native_sites_occur
+from pyg_dim.native.pair_rows import rows_of
 
 DISTANCE_TOLERANCE: Final = 1e-3
 """Two distances closer than this are equal, in angstrom: the noise of relaxed structures."""
@@ -20,23 +24,22 @@ ROUNDING: Final = 1e-6
 """Features that differ by a smaller share of their range are equal, unless a level knows better."""
 
 
-def edges_occur(
-    target: Tensor, species: Tensor, distance: Tensor, true_target: Tensor, true_species: Tensor, true_distance: Tensor
-) -> Tensor:
+def edges_occur(batch: Any, site_target: Tensor, species: Tensor) -> Tensor:
     """Whether a false (species, distance) pair occurs among the true pairs of the site it is scored against.
 
     Args:
-        target: [E] site that each false pair is scored against.
-        species: [E] atomic number of its neighbour.
-        distance: [E] its length, in angstrom.
-        true_target: [E'] site of each true pair.
-        true_species: [E'] atomic number of its neighbour.
-        true_distance: [E'] its length, in angstrom.
+        batch: true crystal batch with its edges.
+        site_target: [N] site that the pairs of each site are scored against.
+        species: [N] false atomic number of each site.
 
     Returns:
         [E] bool.
     """
-    return _near(target * _SPECIES + species, distance, true_target * _SPECIES + true_species, true_distance)
+    if (rows := rows_of(batch)) is not None:
+        return native_edges_occur(rows, batch.edge_dist, site_target, species, batch.z, DISTANCE_TOLERANCE)
+    source, target = batch.edge_index
+    true = target * _SPECIES + batch.z[source]
+    return _near(site_target[target] * _SPECIES + species[source], batch.edge_dist, true, batch.edge_dist)
 
 
 def constituents_occur(
@@ -128,8 +131,10 @@ def environments(batch: Any, species: Tensor) -> Tensor:
     Returns:
         [N, 4] float64 fingerprints.
     """
-    source, target = batch.edge_index
     label = (species[:, None] * _frequencies(species.device)).frac()
+    if (rows := rows_of(batch)) is not None:
+        return native_environments(rows, batch.edge_dist, label)
+    source, target = batch.edge_index
     terms = label[source] / (1.0 + batch.edge_dist.double())[:, None]
     return terms.new_zeros(species.size(0), len(_FREQUENCIES)).index_add(0, target, terms)
 
@@ -152,6 +157,10 @@ def sites_occur(
     Returns:
         [N] bool.
     """
+    if rows_of(batch) is not None:
+        return native_sites_occur(
+            crystal, batch.ptr, species, fingerprint, true_species, true_fingerprint, _FINGERPRINT_TOLERANCE
+        )
     first, count = batch.ptr[crystal], batch.ptr[crystal + 1] - batch.ptr[crystal]
     column = torch.arange(batch.max_sites, device=species.device)
     candidate = first[:, None] + torch.minimum(column, (count - 1)[:, None])

@@ -121,10 +121,7 @@ def transplant(
     crystal_donor = donor_crystals(batch.ptr.diff(), batch.max_sites, donors=donors, generator=generator)
     site_donor = donor_sites(batch, crystal_donor, generator=generator)
     false = relabel(batch, site_donor)
-    source, target = batch.edge_index
     true_environment, environment = environments(batch, batch.z), environments(batch, false.z)
-    true_pairs = (target, batch.z[source], batch.edge_dist)
-    pairs = (false.z[source], batch.edge_dist)
 
     # In a batch of one crystal it is its own donor, which makes no false sample of these kinds.
     foreign = (crystal_donor != torch.arange(crystal_donor.numel(), device=crystal_donor.device))[batch.batch]
@@ -137,7 +134,7 @@ def transplant(
             site_target=site_target,
             crystal_target=crystal_target,
             edge_species=(batch.z, torch.where(foreign, false.z, batch.z)) if name == "composition" else None,
-            keep_edges=foreign[target] & ~edges_occur(site_target[target], *pairs, *true_pairs),
+            keep_edges=foreign[batch.edge_index[1]] & ~edges_occur(batch, site_target, false.z),
             keep_sites=foreign & ~occurs,
         )
 

@@ -160,7 +160,7 @@ class DeepInfoMax(nn.Module):
             with (
                 torch.no_grad(),
                 frozen_buffers(self.encoder),
-                record(self.encoder, corruption.batch, isolate=self.isolate) as corrupted,
+                record(self.encoder, corruption.batch, isolate=self.isolate, shared=tape.shared) as corrupted,
             ):
                 self.encoder(corruption.batch)
             for key, samples in false_samples(tape, corrupted, corruption).items():

@@ -11,10 +11,10 @@ import torch
 from pyg_dim import record
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.level import score_terms
 from pyg_dim.losses import crystal_mean, group_mean, kl_term
 from pyg_dim.models import SiteNet
 from pyg_dim.noise import perturb
+from pyg_dim.scoring import score_terms
 from pyg_dim.tape import FalseSample
 
 FIXTURE = Path(__file__).parents[2] / "../shared/fixtures/sitenet_dim.npz"

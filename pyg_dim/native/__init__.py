@@ -1,0 +1,46 @@
+"""Kernels in C++ for what costs most on a CPU; the plain path in PyTorch beside each gives the same numbers."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from pyg_dim.native.library import NoKernelError, library
+
+_logger = logging.getLogger(__name__)
+_LANES: Final = 16
+
+
+def usable(*values: Tensor) -> bool:
+    """Whether the kernels can work on these numbers: on a CPU, of one type, of widths that fill vectors.
+
+    Not within code that torch.compile traces, nor under autocast: PyTorch's own kernels serve there.
+
+    Args:
+        *values: [..., C] floating-point tensors.
+
+    Returns:
+        Whether the kernels can be called.
+    """
+    dtype = values[0].dtype
+    return (
+        all(tensor.device.type == "cpu" and tensor.dtype == dtype and not tensor.size(-1) % _LANES for tensor in values)
+        and dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and fault() is None
+    )
+
+
+@cache
+def fault() -> str | None:
+    """Why the kernels cannot be built on this machine, or None where they can; it is tried once."""
+    try:
+        library("layout", torch.float32)
+    except NoKernelError as error:
+        return str(error)
+    return None
