@@ -22,13 +22,21 @@ static inline void store(T* to, Vec values) { *reinterpret_cast<LooseVec*>(to) =
 static inline void add_to(T* to, Vec values) { store(to, load(to) + values); }
 static inline Vec fill(T value) { return Vec{} + value; }
 
-static inline T sum(Vec values) {
-    T lanes[LANES];
-    store(lanes, values);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+// The sum of the lanes, by halves.
+template <int BYTES, class Lanes>
+static inline T sum_halves(Lanes values) {
+    if constexpr (BYTES == sizeof(T)) {
+        return values[0];
+    } else {
+        typedef T Half __attribute__((vector_size(BYTES / 2)));
+        Half low, high;
+        std::memcpy(&low, &values, BYTES / 2);
+        std::memcpy(&high, reinterpret_cast<const char*>(&values) + BYTES / 2, BYTES / 2);
+        return sum_halves<BYTES / 2>(low + high);
+    }
 }
+
+static inline T sum(Vec values) { return sum_halves<64>(values); }
 
 // e^x for x in [-87, 20] (values outside are set to the ends), to rounding.
 static inline Vec exp(Vec x) {
