@@ -233,6 +233,11 @@ class CrystalDataset:
         }
         return Crystal(**fields, id=self.ids[row].as_py())
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that :meth:`to` takes on another device."""
+        return sum(tensor.nbytes for tensor in (self.z, self.pos, self.cell, self.oxidation, *self.labels.values()))
+
     def to(self, device: torch.device | str) -> CrystalDataset:
         """The data set with all that batches are made of on a device.
 

@@ -48,14 +48,16 @@ class DenseSupercell:
         """
         pos, cell, ptr = batch.pos.double(), batch.cell.double(), site_ptr(batch)
         num_sites = ptr.diff()
-        crystal_of_site = torch.repeat_interleave(num_sites)
+        crystal_of_site = torch.repeat_interleave(num_sites, output_size=pos.size(0))
         supercell = nearly_cubic(cell, num_sites, self.max_sites)
         repeats = torch.diagonal(supercell, dim1=1, dim2=2)
         images = repeats.prod(1)
 
         # Sites of the supercells: few, next to the pairs, so all that depends on the column alone is worked out here.
         width = num_sites * images
-        crystal = torch.repeat_interleave(width)
+        # The sizes of all that follows; a GPU is asked for both at once.
+        num_columns, num_pairs = torch.stack([width, width * num_sites]).sum(1).tolist()
+        crystal = torch.repeat_interleave(width, output_size=num_columns)
         first = width.cumsum(0) - width
         column = torch.arange(crystal.numel(), device=pos.device) - first[crystal]
         source = ptr[crystal] + column // images[crystal]
@@ -66,7 +68,7 @@ class DenseSupercell:
 
         # Pairs: each site with all columns of its crystal.
         width = width[crystal_of_site]
-        target = torch.repeat_interleave(width)
+        target = torch.repeat_interleave(width, output_size=num_pairs)
         start = first[crystal_of_site] - (width.cumsum(0) - width)
         column = torch.arange(target.numel(), device=pos.device) + start[target]
         period = supercell.to(pos.dtype) @ cell
@@ -127,15 +129,16 @@ class NearestNeighbors:
         """
         ptr = site_ptr(batch)
         found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties, self.symmetric)
-        found = self._padded(found, ptr) if self.pad else found
+        found = self._padded(found, ptr, batch.pos.size(0)) if self.pad else found
         return set_edges(batch, torch.stack([found.source, found.target]), found.shift, found.distance)
 
-    def _padded(self, found: Neighbors, ptr: Tensor) -> Neighbors:
-        count = ptr.diff()
-        target = torch.arange(int(count.sum()), device=ptr.device).repeat_interleave(self.k)
-        place = target_places(found.target, target.numel() // self.k) + found.target * self.k
+    def _padded(self, found: Neighbors, ptr: Tensor, num_sites: int) -> Neighbors:
+        target = torch.arange(num_sites, device=ptr.device).repeat_interleave(self.k)
+        place = target_places(found.target, num_sites) + found.target * self.k
         return Neighbors(
-            ptr[:-1].repeat_interleave(count * self.k).index_copy(0, place, found.source),
+            ptr[:-1]
+            .repeat_interleave(ptr.diff() * self.k, output_size=target.numel())
+            .index_copy(0, place, found.source),
             target,
             found.shift.new_zeros(target.numel(), 3).index_copy(0, place, found.shift),
             found.distance.new_full(target.shape, self.cutoff + 1).index_copy(0, place, found.distance),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.data.queues import BatchQueue
 
 Planned = TypeVar("Planned")
 """What a plan says of one batch."""
@@ -50,6 +52,10 @@ class PlannedLoader(ABC, Generic[Planned]):
     def _build(self, planned: Planned) -> CrystalBatch:
         """One batch, with its edges."""
 
+    @abstractmethod
+    def _device(self) -> torch.device:
+        """Where batches are built."""
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows, from its beginning.
 
@@ -80,13 +86,14 @@ class PlannedLoader(ABC, Generic[Planned]):
         Yields:
             Batches of this process.
         """
+        queue = BatchQueue(self._device())
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crystal-loader") as thread:
             planned = islice(self._share(), start, None)
-            pending = [thread.submit(self._built, item) for item in islice(planned, 1)]
+            pending = [thread.submit(queue.make, partial(self._built, item)) for item in islice(planned, 1)]
             while pending:
-                batch = pending.pop().result()
-                pending += [thread.submit(self._built, item) for item in islice(planned, 1)]
-                yield batch
+                batch, done = pending.pop().result()
+                pending += [thread.submit(queue.make, partial(self._built, item)) for item in islice(planned, 1)]
+                yield queue.receive(batch, done)
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration stands: plain values, the same in all processes.
@@ -200,6 +207,9 @@ class CrystalLoader(PlannedLoader[Tensor]):
 
     def _settings(self) -> dict[str, int]:
         return super()._settings() | {"batch_sites": self.batch_sites, "bucket": self.bucket}
+
+    def _device(self) -> torch.device:
+        return self.dataset.pos.device
 
     def _build(self, planned: Tensor) -> CrystalBatch:
         return self.graph(self.dataset.gather(planned, self.targets))

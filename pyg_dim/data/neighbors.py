@@ -110,7 +110,7 @@ def nearest_neighbors(
         enough[found.target[kth]] |= found.distance[last] < radius[found.target[kth]] - 2 * TIE
         keep = place < k
         if ties:
-            keep[kth] = True
+            keep.index_fill_(0, kth, True)
             in_kth_shell = torch.zeros_like(shell, dtype=torch.bool).index_fill(0, shell[kth], True)
             keep |= in_kth_shell[shell]
         parts.append(found[(keep & enough[found.target]).nonzero()[:, 0]])
@@ -157,7 +157,7 @@ class _Sites:
 
     def __init__(self, pos: Tensor, cell: Tensor, ptr: Tensor, z: Tensor | None) -> None:
         self.ptr, self.num_sites = ptr, ptr.diff()
-        self.crystal = torch.repeat_interleave(self.num_sites)
+        self.crystal = torch.repeat_interleave(self.num_sites, output_size=pos.size(0))
         self.change = minkowski_reduction(cell.double())
         reduced = self.change.double() @ cell.double()
         lattice, frame = _triangular(reduced)

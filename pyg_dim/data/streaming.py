@@ -96,7 +96,7 @@ class StreamingLoader(PlannedLoader[_Planned]):
         self.max_sites = max_sites
         self.oxidation = oxidation
         self.dtype = dtype
-        self.device = device
+        self.device = torch.device(device)
         self.report = ImportReport(str(path))
         self._groups: list[_RowGroup] = []
         self._num_sites: list[np.ndarray] = []
@@ -164,6 +164,9 @@ class StreamingLoader(PlannedLoader[_Planned]):
             rows = generator.permutation(len(num_sites)) if self.shuffle else np.arange(len(num_sites))
             plan += [_Planned(window, batch) for batch in fill(rows, num_sites, self.batch_sites)]
         return plan
+
+    def _device(self) -> torch.device:
+        return self.device
 
     def _build(self, planned: _Planned) -> CrystalBatch:
         held = self._in_memory

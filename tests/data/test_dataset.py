@@ -156,3 +156,21 @@ def test_labels_are_replaced_in_a_new_data_set(dataset):
     assert dataset.target("gap").isnan().any()
     with pytest.raises(ValueError, match=r"label 'new' has shape \[3\] for 12 crystals"):
         dataset.with_labels({"new": torch.zeros(3)})
+
+
+def test_memory_on_another_device(dataset):
+    there = dataset.to("meta")
+    moved = [there.z, there.pos, there.cell, there.oxidation, *there.labels.values()]
+    assert all(tensor.is_meta for tensor in moved)
+    assert dataset.num_bytes == 53 * (8 + 24 + 8) + 12 * (72 + 8 * len(dataset.labels)) == there.num_bytes
+
+
+def test_batches_are_gathered_on_the_device(dataset):
+    """Of numbers that are there; a device without numbers tells that none is asked for."""
+    here, there = (d.gather(torch.tensor([8, 0, 3]), ["gap"]) for d in (dataset, dataset.to("meta")))
+    for key, value in here.to_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert there[key].is_meta
+            assert (there[key].shape, there[key].dtype) == (value.shape, value.dtype)
+        else:
+            assert there[key] == value

@@ -6,8 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
+from pyg_dim.data.minimum_image import minkowski_reduction
 from pyg_dim.data.neighbors import neighbors_within
 from pyg_dim.data.supercell import nearly_cubic
 
@@ -242,3 +244,41 @@ def test_a_crystal_without_ptr_is_a_batch_of_one(dataset, graph):
     batch, alone = graph(batch), graph(alone)
     assert all(batch[key].equal(alone[key]) for key in ("edge_index", "edge_shift", "edge_dist"))
     assert "ptr" not in alone
+
+
+class Asked(TorchDispatchMode):
+    """Operators whose answer, or the size of whose result, a GPU would have to be asked for."""
+
+    ANSWERS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "_linalg_check_errors")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        without_size = name == "aten.repeat_interleave.Tensor" and (kwargs or {}).get("output_size") is None
+        if without_size or any(answer in name for answer in self.ANSWERS):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_dense_pairs_ask_a_device_for_little(dataset):
+    """Whether each round of the lattice reduction has changed something, and whether lattices can be inverted.
+
+    The two sizes of the graph come as a list, which is no operator on a CPU.
+    """
+    batch = dataset.gather(torch.arange(len(dataset)))
+    cell = nearly_cubic(batch.cell, batch.ptr.diff(), 50).double() @ batch.cell
+    with Asked() as reduction:
+        minkowski_reduction(cell)
+    with Asked() as asked:
+        nearly_cubic(batch.cell, batch.ptr.diff(), 50)
+    checks_of_a_cpu = asked.names
+    with Asked() as asked:
+        DenseSupercell()(batch)
+    assert 1 <= len(reduction.names) <= 10
+    inversion = ["aten._linalg_check_errors.default"]
+    assert sorted(asked.names) == sorted(reduction.names + inversion + checks_of_a_cpu)
+    # one_hot looks at its numbers on a CPU alone.
+    assert checks_of_a_cpu == ["aten._local_scalar_dense.default"] * 2

@@ -195,3 +195,17 @@ def test_batches_of_a_data_set_on_the_device(crystals, graph):
             if isinstance(value, torch.Tensor):
                 assert mine[key].is_cuda
                 torch.testing.assert_close(mine[key].cpu(), value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_stay_whole_while_steps_use_them(crystals):
+    """Each is looked at late, when the next ones have been built and let go."""
+    loader = CrystalLoader(crystals.to("cuda"), DenseSupercell(), batch_sites=12)
+    expected = [batch.edge_dist.double().sum() for batch in CrystalLoader(crystals, DenseSupercell(), batch_sites=12)]
+    busy = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for batch in loader:
+        busy = (busy @ busy).clamp(-1, 1)
+        sums.append(batch.edge_dist.double().sum() + 0 * busy[0, 0])
+        del batch
+    torch.testing.assert_close(torch.stack(sums).cpu(), torch.stack(expected), rtol=1e-6, atol=0)
