@@ -198,7 +198,7 @@ def _represent_all(
     notes: list[str],
 ) -> _Represented:
     rows = torch.unique(rows)
-    subset = dataset.subset(rows)
+    subset = dataset.subset(rows) if device is None else dataset.subset(rows).to(device)
     vectors: dict[tuple[str, str], Tensor] = {}
     for name, encoder in encoders.items() if rows.numel() else ():
         # One process writes the summary, and it needs all rows.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from pyg_dim.data.dataset import CrystalDataset
+
 Accelerator = Literal["auto", "cpu", "gpu"]
+
+RESIDENT_SHARE: Final = 0.5
+"""Share of the free memory of a GPU that crystals may take; steps and graphs need the rest."""
+
+_logger = logging.getLogger(__name__)
 
 
 def choose_device(accelerator: Accelerator) -> Literal["cpu", "cuda"]:
@@ -35,6 +43,29 @@ def choose_device(accelerator: Accelerator) -> Literal["cpu", "cuda"]:
             "use --accelerator cpu or auto"
         )
     return "cpu"
+
+
+def made_resident(dataset: CrystalDataset, device: torch.device) -> CrystalDataset:
+    """Bring a data set to a GPU, so that its batches are made there; a message says where it has to stay behind.
+
+    Args:
+        dataset: crystals.
+        device: where a process computes.
+
+    Returns:
+        The data set on the device; as it is on a CPU, or where it takes more than half of the free memory. Batches are
+        then made on the host and copied.
+    """
+    if device.type != "cuda" or dataset.pos.device == device:
+        return dataset
+    free, _ = torch.cuda.mem_get_info(device)
+    if dataset.num_bytes > RESIDENT_SHARE * free:
+        _logger.info(
+            "%d crystals take %.1f GB and %s has %.1f GB free: batches are made on the host and copied",
+            len(dataset), dataset.num_bytes / 1e9, device, free / 1e9,
+        )  # fmt: skip
+        return dataset
+    return dataset.to(device)
 
 
 def compile_fault(device: torch.device | str) -> str | None:

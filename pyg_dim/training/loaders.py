@@ -8,6 +8,7 @@ from lightning import LightningDataModule
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.loader import CrystalLoader
+from pyg_dim.training.devices import made_resident
 
 
 class EpochBatches:
@@ -49,6 +50,9 @@ class EpochBatches:
 class CrystalData(LightningDataModule):
     """Training and validation batches for Lightning; a new plan of training batches at every epoch.
 
+    On a GPU the crystals are brought there once, by each process to its own, and batches are gathered and their graphs
+    built there: nothing is copied in a step.
+
     Args:
         train: training batches, shuffled anew with the number of the epoch.
         val: validation batches, the same at every epoch; None for none.
@@ -58,6 +62,13 @@ class CrystalData(LightningDataModule):
         super().__init__()
         self.train = train
         self.val = val
+
+    def setup(self, stage: str) -> None:
+        """Bring the crystals to the device of this process; asked for by Lightning once that is chosen."""
+        assert self.trainer is not None  # noqa: S101 - set by Lightning before
+        for loader in (self.train, self.val):
+            if loader is not None:
+                loader.dataset = made_resident(loader.dataset, self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> EpochBatches:
         """Batches of the present epoch; asked for at each (``reload_dataloaders_every_n_epochs=1``)."""

@@ -78,6 +78,10 @@ class RepresentationMonitor(Callback):
         self.every_n_epochs = every_n_epochs
         self._warned: set[str] = set()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the crystals, which are few, to the device: they are represented after every epoch."""
+        self.loader.dataset = self.loader.dataset.to(pl_module.device)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not trainer.is_global_zero:

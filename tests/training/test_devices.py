@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.models import Encoder, SiteNet
 from pyg_dim.training import setup
-from pyg_dim.training.devices import choose_device, compile_fault
+from pyg_dim.training.devices import choose_device, compile_fault, made_resident
 from pyg_dim.training.setup import prepare_encoder, prepare_kernels
 
 
@@ -87,3 +88,25 @@ def test_an_encoder_without_such_kernels_is_spared_the_trial_and_the_notice(opti
         prepare_kernels(options(compile=True), kind(), "cpu")
     assert tried == ["cpu"] * (kind is SiteNet)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["torch.compile"] * (kind is SiteNet)
+
+
+@pytest.mark.parametrize(("times", "resident"), [(2.5, True), (1.5, False)])
+def test_crystals_go_to_a_gpu_that_has_room(parquet, monkeypatch, caplog, times, resident):
+    dataset = load_dataset(parquet)
+    free = int(times * dataset.num_bytes)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    # Without numbers, it stands in for one.
+    monkeypatch.setattr(CrystalDataset, "to", lambda self, device, to=CrystalDataset.to: to(self, "meta"))
+    with caplog.at_level("INFO", "pyg_dim"):
+        placed = made_resident(dataset, torch.device("cuda", 1))
+    assert placed.pos.is_meta == resident
+    if resident:
+        assert not caplog.records
+    else:
+        assert placed is dataset
+        assert "60 crystals take 0.0 GB and cuda:1 has 0.0 GB free: batches are made on the host" in caplog.text
+
+
+def test_crystals_stay_where_they_are_on_a_cpu(parquet):
+    dataset = load_dataset(parquet)
+    assert made_resident(dataset, torch.device("cpu")) is dataset

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pyg_dim.data import CrystalLoader, load_dataset
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.models import build
+from pyg_dim.training import loaders
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import load_encoder, read_checkpoint
 from pyg_dim.training.module import TrainingModule
@@ -278,3 +279,44 @@ def test_other_precisions_train(options, precision):
     assert math.isfinite(result.metrics["val/total"])
     encoder = load_encoder(result.directory / "last.ckpt")
     assert next(encoder.parameters()).dtype == (torch.float64 if precision == "64" else torch.float32)
+
+
+def test_batches_are_made_where_the_steps_run_and_not_copied(options, monkeypatch):
+    placed, built, used = [], set(), []
+    build, step = CrystalLoader._build, TrainingModule.training_step
+
+    def made_resident(dataset, device):
+        placed.append((len(dataset), device))
+        return dataset.to(device)
+
+    def _build(self, planned):
+        batch = build(self, planned)
+        built.add((batch.pos.data_ptr(), batch.edge_index.data_ptr()))
+        return batch
+
+    def training_step(self, batch, batch_idx):
+        used.append((batch.pos.data_ptr(), batch.edge_index.data_ptr()))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(loaders, "made_resident", made_resident)
+    monkeypatch.setattr(CrystalLoader, "_build", _build)
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    train(options(epochs=1))
+    assert placed == [(48, torch.device("cpu")), (12, torch.device("cpu"))]
+    assert used
+    assert set(used) <= built
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_makes_its_batches_there(options, monkeypatch):
+    build, devices = CrystalLoader._build, set()
+
+    def _build(self, planned):
+        batch = build(self, planned)
+        devices.add(batch.edge_dist.device)
+        return batch
+
+    monkeypatch.setattr(CrystalLoader, "_build", _build)
+    result = train(options(epochs=2, accelerator="gpu", precision="bf16"))
+    assert devices == {torch.device("cuda", 0)}
+    assert math.isfinite(result.metrics["train/total"])
