@@ -292,7 +292,8 @@ class Level(nn.Module):
         if self.fused and self.estimator == "jensen_shannon":
             means = fused_score_terms(self.critic, z, scored, record.index, group_targets)
         if means is None:
-            terms = compiled_score_terms() if self.compiled else score_terms
+            # A batch of one crystal has other kinds, and may have lengths of one: a compiler would start anew for it.
+            terms = compiled_score_terms() if self.compiled and record.num_crystals != 1 else score_terms
             means = terms(self.critic, z, scored, self.estimator)
         true, exists = means[0]
         count = torch.stack([valid for _, valid in means[1:]]).sum(0) if means[1:] else torch.zeros_like(true)
