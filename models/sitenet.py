@@ -394,7 +394,8 @@ class SiteNet(Encoder):
             tape = active_tape()
             site, hidden = self.local.fused(batch.x, distance, rows, {} if tape is None else tape.shared)
         else:
-            run = _compiled_local() if self.compiled else LocalEncoder.forward
+            # A compiler takes lengths of one for constants, and would start anew.
+            run = _compiled_local() if self.compiled and batch.x.size(0) > 1 else LocalEncoder.forward
             site, hidden = run(self.local, batch.x, distance, source, target)
         site = self.local_level(
             site,
