@@ -158,6 +158,8 @@ def kl_term(z: Tensor, log_variance: Tensor, form: KLForm = "log_variance") -> T
 
     Source: Moran et al., Digital Discovery 2025, 4, 790, eq. 4.
     """
+    # In float32 at least, as all losses.
+    z, log_variance = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (z, log_variance))
     if form == "log_variance":
         terms = 0.5 * z.square() + log_variance.exp() - log_variance
     elif form == "paper":

@@ -146,3 +146,11 @@ def test_info_nce_takes_no_notice_of_a_masked_score_however_large() -> None:
     masked, _ = info_nce_term(*arguments, false, target, weight, 1)
     without, _ = info_nce_term(*arguments, false[:1], target[:1], None, 1)
     torch.testing.assert_close(masked, without)
+
+
+@pytest.mark.parametrize("form", ["log_variance", "paper"])
+def test_kl_terms_of_half_precision_are_computed_in_single(form) -> None:
+    z, log_variance = torch.randn(2, 50, 64).bfloat16()
+    terms = kl_term(z, log_variance, form)
+    assert terms.dtype == torch.float32
+    assert terms.equal(kl_term(z.float(), log_variance.float(), form))
