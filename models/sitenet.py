@@ -18,6 +18,7 @@ from pyg_dim.data.graphs import DenseSupercell
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.models.layer_norm import LayerNorm
 from pyg_dim.native.attention import attend
 from pyg_dim.native.mish_norm import mish_norm
 from pyg_dim.native.pair_rows import PairRows, rows_of
@@ -39,7 +40,7 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels)
-        self.norm = nn.LayerNorm(out_channels)
+        self.norm = LayerNorm(out_channels)
         self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
