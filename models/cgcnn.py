@@ -65,7 +65,8 @@ class GatedConvolution(nn.Module):
         message = torch.addmm(at_target + (x @ of_source.T).index_select(0, source), e, of_edge.T)
         gate, core = self.edge_norm(message).chunk(2, dim=1)
         message = gate.sigmoid() * F.softplus(core)
-        total = message.new_zeros(x.shape).index_add(0, target, message)
+        exact = message.to(torch.promote_types(message.dtype, torch.float32))
+        total = exact.new_zeros(x.shape).index_add(0, target, exact).to(message.dtype)
         return F.softplus(x + self.sum_norm(total))
 
 

@@ -124,5 +124,7 @@ def site_mean(values: Tensor, batch: Any) -> Tensor:
     Returns:
         [B, C] means.
     """
-    sums = values.new_zeros(batch.num_graphs, values.size(1)).index_add(0, batch.batch, values)
-    return sums / batch.ptr.diff().to(values.dtype)[:, None]
+    # In float32 at least: the sum over many sites swallows what is small beside it.
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    sums = exact.new_zeros(batch.num_graphs, values.size(1)).index_add(0, batch.batch, exact)
+    return (sums / batch.ptr.diff().to(exact.dtype)[:, None]).to(values.dtype)
