@@ -15,9 +15,12 @@ from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
 from pyg_dim.data.elements import NUM_FEATURES
 from pyg_dim.data.graphs import DenseSupercell
+from pyg_dim.data.keys import EDGE_DIST, EDGE_INDEX, PAIR_COUNT, PAIR_DIST, PAIR_INDEX, SITE_CLASS
+from pyg_dim.data.symmetry import SymmetryClasses
 from pyg_dim.level import Level, NoiseForm
 from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
+from pyg_dim.models.equals import Equals
 from pyg_dim.models.layer_norm import LayerNorm
 from pyg_dim.native.attention import attend
 from pyg_dim.native.mish_norm import mish_norm
@@ -78,6 +81,8 @@ class PairAttention(nn.Module):
     The first layer of each network is split, :math:`W c_{ij} = W_i x_i + W_j x_j + W_e e_{ij}`: two of the three
     products are taken once a site, not once a pair.
 
+    A pair that stands for :math:`m` equal ones counts as often: :math:`\ln m` is added to its logits.
+
     Args:
         site_channels: width of x.
         pair_channels: width of e.
@@ -107,7 +112,9 @@ class PairAttention(nn.Module):
         self.value = _chain(width, [*value_hidden, value_channels])
         self.pair = _chain(width, [pair_channels]) if update_pairs else None
 
-    def forward(self, x: Tensor, e: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(
+        self, x: Tensor, e: Tensor, source: Tensor, target: Tensor, count: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gather the pairs of every site.
 
         Args:
@@ -115,9 +122,11 @@ class PairAttention(nn.Module):
             e: [E, P] pair features.
             source: [E] site j of each pair.
             target: [E] site i of each pair.
+            count: [E] int64, how many equal pairs each stands for; one where None.
 
         Returns:
-            ([N, heads * V] gathered values, [E, P] new pair features or None, [E, heads] attention weights).
+            ([N, heads * V] gathered values, [E, P] new pair features or None, [E, heads] attention weights, of all the
+            pairs that one stands for together).
         """
         chains = [chain for chain in (self.attention, self.value, self.pair) if chain is not None]
         # One product for the first layers of all networks, in the three parts of the concatenation.
@@ -137,6 +146,7 @@ class PairAttention(nn.Module):
             0, rows, logits.detach(), "amax", include_self=False
         )
         raw = (logits - largest.index_select(0, target)).exp()
+        raw = raw if count is None else raw * count[:, None]
         norm = raw.new_zeros(x.size(0), raw.size(1)).index_add(0, target, raw)
         attention_weight = raw / norm.index_select(0, target)
         weighted = (attention_weight[:, :, None] * value[:, None, :]).flatten(1)
@@ -176,7 +186,7 @@ class PairAttention(nn.Module):
             x: [N, C] site features.
             pairs: [D, F] what pairs of each different length add to the first layers, from :meth:`of_pairs`.
             rows: the pairs.
-            count: [E] multiplicity of each pair, or None.
+            count: [E] how many equal pairs each stands for; one where None.
 
         Returns:
             [N, heads * V] gathered values.
@@ -193,7 +203,7 @@ class PairAttention(nn.Module):
             value.linear.weight * hidden.norm.weight,
             torch.addmv(value.linear.bias, value.linear.weight, hidden.norm.bias),
             rows,
-            count,
+            None if count is None else count.to(x.dtype),
         ).unflatten(1, (self.logits.out_features, -1))
         some = (rows.first.diff() > 0).to(x.dtype)[:, None, None]
         return (gathered * value.norm.weight + some * value.norm.bias).flatten(1)
@@ -234,12 +244,15 @@ class LocalEncoder(nn.Module):
         assert isinstance(block, PairAttention)  # noqa: S101 - tells the type checker what the list is made of
         return block
 
-    def fused(self, x: Tensor, distance: Tensor, rows: PairRows, shared: dict[Any, Tensor]) -> tuple[Tensor, Tensor]:
+    def fused(
+        self, x: Tensor, distance: Tensor, count: Tensor | None, rows: PairRows, shared: dict[Any, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`forward` by a kernel; pairs of equal length in a crystal are embedded once.
 
         Args:
             x: [N, 9] scaled site features.
             distance: [E] length of each pair, in angstrom.
+            count: [E] how many equal pairs each stands for; one where None.
             rows: the pairs.
             shared: what passes over the same geometry have in common, see :attr:`pyg_dim.tape.Tape.shared`.
 
@@ -251,10 +264,12 @@ class LocalEncoder(nn.Module):
             length = distance.index_select(0, rows.member)
             pairs = self.kernel_block.of_pairs(self.embed_pair(length[:, None]))
             shared[self, rows] = pairs.detach()
-        hidden = self.kernel_block.fused(self.embed_site(x), pairs, rows)
+        hidden = self.kernel_block.fused(self.embed_site(x), pairs, rows, count)
         return self.output(hidden), hidden
 
-    def forward(self, x: Tensor, distance: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, distance: Tensor, source: Tensor, target: Tensor, count: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Local representations.
 
         Args:
@@ -262,6 +277,7 @@ class LocalEncoder(nn.Module):
             distance: [E] length of each pair, in angstrom.
             source: [E] site j of each pair.
             target: [E] site i of each pair.
+            count: [E] int64, how many equal pairs each stands for; one where None.
 
         Returns:
             ([N, L] local representations, [N, H] hidden vectors that they are read from).
@@ -272,7 +288,7 @@ class LocalEncoder(nn.Module):
         pairs = self.embed_pair.finish(distance[:, None] * linear.weight[:, 0] + linear.bias)
         gathered = []
         for b, block in enumerate(self.blocks):
-            values, pairs, _ = block(sites, pairs, source, target)
+            values, pairs, _ = block(sites, pairs, source, target, count)
             gathered.append(values)
             if b < len(self.between):
                 sites = self.between[b](values)
@@ -297,6 +313,10 @@ class SiteNet(Encoder):
     output of the local encoder. Global level: constituents are the local representations, before the layers that
     precede the pool; z is the output of those that follow it.
 
+    With a ``tolerance`` the graph snaps the distances of pairs that symmetry makes equal to their mean, and the local
+    encoder computes such sites and pairs once: the same numbers as from all pairs of these distances. Levels are given
+    all sites and pairs. The corrupted passes of Deep InfoMax, whose species break the symmetry, compute all.
+
     Args:
         site_channels: width of site features and values, of each head.
         pair_channels: width of pair features, of each head.
@@ -308,6 +328,8 @@ class SiteNet(Encoder):
         pre_pool: widths of the layers before the mean over sites.
         post_pool: widths of the layers after it; the last is the length of the global representation (sec. 3.2.1).
         supercell_sites: sites of the supercell, at most.
+        tolerance: sites and pairs are equal by symmetry up to this difference of distances, in angstrom; None computes
+            all of them, as published.
         distance_weights: weight the constituents of the local level by 1/(1 + d)², or equally.
         noise: noise on both representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
@@ -336,6 +358,7 @@ class SiteNet(Encoder):
         pre_pool: Sequence[int] = (64, 128),
         post_pool: Sequence[int] = (64, 128),
         supercell_sites: int = 50,
+        tolerance: float | None = None,
         distance_weights: bool = True,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
@@ -343,12 +366,13 @@ class SiteNet(Encoder):
         estimator: Estimator = "jensen_shannon",
     ) -> None:
         super().__init__()
+        tolerance = None if tolerance is None else float(tolerance)
         self.config = {
             "site_channels": site_channels, "pair_channels": pair_channels, "heads": heads, "blocks": blocks,
             "attention_hidden": list(attention_hidden), "value_hidden": list(value_hidden),
             "local_channels": local_channels, "pre_pool": list(pre_pool), "post_pool": list(post_pool),
-            "supercell_sites": supercell_sites, "distance_weights": distance_weights, "noise": noise, "kl": kl,
-            "critic": critic, "estimator": estimator,
+            "supercell_sites": supercell_sites, "tolerance": tolerance, "distance_weights": distance_weights,
+            "noise": noise, "kl": kl, "critic": critic, "estimator": estimator,
         }  # fmt: skip
         for argument, value in self.config.items():
             if isinstance(value, list) and not value and argument != "value_hidden":
@@ -356,7 +380,8 @@ class SiteNet(Encoder):
             sizes = value if isinstance(value, list) else [value]
             if any(isinstance(size, int) and not isinstance(size, bool) and size < 1 for size in sizes):
                 raise ValueError(f"SiteNet: {argument} must be at least 1, not {value}")
-        self.graph: Callable[[Any], Any] = DenseSupercell(supercell_sites)
+        graph = DenseSupercell(supercell_sites)
+        self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance, snap=True)
         self.channels = post_pool[-1]
         self.distance_weights = distance_weights
         self.compiled = False
@@ -388,16 +413,9 @@ class SiteNet(Encoder):
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
+        site, hidden = self.of_sites(batch)
         source, target = batch.edge_index
         distance = batch.edge_dist
-        rows = rows_of(batch) if self.compiled and self.local.kernel_block.has_kernel(batch.x, distance) else None
-        if rows is not None:
-            tape = active_tape()
-            site, hidden = self.local.fused(batch.x, distance, rows, {} if tape is None else tape.shared)
-        else:
-            # A compiler takes lengths of one for constants, and would start anew.
-            run = _compiled_local() if self.compiled and batch.x.size(0) > 1 else LocalEncoder.forward
-            site, hidden = run(self.local, batch.x, distance, source, target)
         site = self.local_level(
             site,
             constituents=Constituents((batch.x, source), (distance[:, None], None)),
@@ -406,6 +424,32 @@ class SiteNet(Encoder):
             weight=(1.0 + distance).pow(-2) if self.distance_weights else None,
         )
         return self.pool(site, batch)
+
+    def of_sites(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Local representations, each of those that symmetry makes equal computed once where the batch has classes.
+
+        Args:
+            batch: crystal batch with the edges of ``graph``.
+
+        Returns:
+            ([N, L] local representations, [N, H] hidden vectors that they are read from).
+        """
+        sites = Equals(batch, SITE_CLASS, batch.x.size(0)) if PAIR_INDEX in batch else None
+        index, length = (EDGE_INDEX, EDGE_DIST) if sites is None else (PAIR_INDEX, PAIR_DIST)
+        x = batch.x if sites is None else sites.first(batch.x)
+        distance, count = batch[length], batch.get(PAIR_COUNT)
+        rows = None
+        if self.compiled and self.local.kernel_block.has_kernel(x, distance):
+            rows = rows_of(batch, index, length, x.size(0))
+        if rows is not None:
+            tape = active_tape()
+            found = self.local.fused(x, distance, count, rows, {} if tape is None else tape.shared)
+        else:
+            # A compiler takes lengths of one for constants, and would start anew.
+            run = _compiled_local() if self.compiled and x.size(0) > 1 else LocalEncoder.forward
+            found = run(self.local, x, distance, *batch[index], count)
+        site, hidden = found if sites is None else (sites.spread(values) for values in found)
+        return site, hidden
 
     def pool(self, site: Tensor, batch: Any) -> Representation:
         """From local representations to the global one.

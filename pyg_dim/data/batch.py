@@ -6,7 +6,7 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from pyg_dim.data.keys import CLASS_COUNTS, LINE_INDEX
+from pyg_dim.data.keys import CLASS_COUNTS, LINE_INDEX, PAIR_INDEX, SITE_COUNT
 
 
 class CrystalBatch(Data):
@@ -31,6 +31,8 @@ class Crystal(Data):
         """Where the numbers of the next crystal of a batch start: line graphs join edges, not sites."""
         if key in CLASS_COUNTS:
             return self[CLASS_COUNTS[key]].numel()
+        if key == PAIR_INDEX:
+            return self[SITE_COUNT].numel()
         return self.num_edges if key == LINE_INDEX else super().__inc__(key, value, *args, **kwargs)
 
     @property

@@ -1,6 +1,6 @@
 """Keys of a crystal batch, each with its shape and unit.
 
-N sites, B crystals, E edges of the graph, T targets, L edges of the line graph of one batch.
+N sites, B crystals, E edges of the graph, T targets, L edges of the line graph, P pairs of classes of one batch.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ SITE_COUNT: Final = "site_count"
 EDGE_COUNT: Final = "edge_count"
 LINE_COUNT: Final = "line_count"
 """[number of classes] int64: members of each of those classes."""
+PAIR_INDEX: Final = "pair_index"
+"""[2, P] int64: source and target class of the sites that a class of edges joins; sorted by target, then by source."""
+PAIR_DIST: Final = "pair_dist"
+"""[P] float: length of those edges, in angstrom."""
+PAIR_COUNT: Final = "pair_count"
+"""[P] int64: how many of them end at each site of the target class."""
 Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
 
@@ -55,7 +61,10 @@ SPECIES_KEYS: Final = (Z, X, OXIDATION)
 CLASS_COUNTS: Final = {SITE_CLASS: SITE_COUNT, EDGE_CLASS: EDGE_COUNT, LINE_CLASS: LINE_COUNT}
 """Classes and their sizes."""
 
-EQUALS_KEYS: Final = (*CLASS_COUNTS, *CLASS_COUNTS.values())
+PAIR_KEYS: Final = (PAIR_INDEX, PAIR_DIST, PAIR_COUNT)
+"""Pairs of classes."""
+
+EQUALS_KEYS: Final = (*CLASS_COUNTS, *CLASS_COUNTS.values(), *PAIR_KEYS)
 """They depend on the species, too: a false sample goes without."""
 
 LINE_KEYS: Final = (LINE_INDEX, LINE_COS)

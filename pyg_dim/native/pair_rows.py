@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_dim.data.keys import EDGE_DIST, EDGE_INDEX
 from pyg_dim.native import usable
 from pyg_dim.native.library import library, pointer
 
@@ -69,31 +70,34 @@ def pair_rows(source: Tensor, target: Tensor, sites: int, length: Tensor | None 
     return PairRows(source, first, block, place, member[:lengths], blocks, longest)
 
 
-def rows_of(batch: Any) -> PairRows | None:
+def rows_of(
+    batch: Any, index_key: str = EDGE_INDEX, length_key: str = EDGE_DIST, sites: int | None = None
+) -> PairRows | None:
     """The rows of the pairs of a crystal batch, found once: copies of the batch with other species have them, too.
 
     Args:
-        batch: crystal batch with z, edge_index and edge_dist.
+        batch: crystal batch.
+        index_key: key of the [2, E] source and target of each pair.
+        length_key: key of the [E] lengths.
+        sites: number of sites, or of their classes; those of the batch where None.
 
     Returns:
-        Its :class:`PairRows`; None where the kernels cannot work on it (see :func:`pyg_dim.native.usable`), or the
-        edges are not sorted by target.
+        The :class:`PairRows`; None where the kernels cannot work on them (see :func:`pyg_dim.native.usable`), or the
+        pairs are not sorted by target.
     """
-    index, length = batch.edge_index, batch.edge_dist
+    index, length = batch[index_key], batch[length_key]
     if length.requires_grad or not usable(length.new_empty(0)):
         return None
-    # Kept beside the tensors that it was made of: another tensor, or a changed one, is another graph.
-    made_of = (index, index._version, length, length._version)
-    kept = batch.__dict__.get(_KEPT)
-    if kept is None or any(
-        a is not b and not (isinstance(a, int) and a == b) for a, b in zip(kept[0], made_of, strict=True)
-    ):
+    # Kept beside the tensors that they were made of: another tensor, or a changed one, is another graph.
+    kept = batch.__dict__.setdefault(_KEPT, {}).get(index_key)
+    versions = (index._version, length._version)
+    if kept is None or kept[0] is not index or kept[1] is not length or kept[2] != versions:
         try:
-            rows = pair_rows(index[0], index[1], batch.z.numel(), length)
+            rows = pair_rows(index[0], index[1], batch.z.numel() if sites is None else sites, length)
         except ValueError:
             rows = None
-        batch.__dict__[_KEPT] = kept = (made_of, rows)
-    return kept[1]
+        batch.__dict__[_KEPT][index_key] = kept = (index, length, versions, rows)
+    return kept[3]
 
 
 _KEPT = "_pair_rows"

@@ -19,12 +19,15 @@ from pyg_dim.data import (
     SymmetryClasses,
 )
 from pyg_dim.data.keys import CLASS_COUNTS, EQUALS_KEYS, LINE_KEYS
+from pyg_dim.data.symmetry import _alike, snap_lengths
 from pyg_dim.false_samples.corruption import relabel
 
 CRYSTAL_GRAPH = NearestNeighbors(6, 6.0, ties=True, symmetric=True)
 GRAPH = SymmetryClasses(LineGraph(CRYSTAL_GRAPH), 1e-5)
 RADIUS = SymmetryClasses(RadiusGraph(4.0), 1e-5)
 """Without angles."""
+SNAPPED = SymmetryClasses(DenseSupercell(), 1e-4, snap=True)
+"""With one length of all edges of a class, and pairs of classes."""
 NAMES = ["NaCl", "CaF2", "CaTiO3", "TiO2", "triclinic", "Cu", "Si"]
 
 
@@ -146,7 +149,7 @@ def test_single_precision_sees_the_symmetry(batch_of):
         assert sizes(GRAPH(batch_of([name], torch.float32))) == sizes(GRAPH(batch_of([name])))
 
 
-@pytest.mark.parametrize("graph", [GRAPH, RADIUS], ids=["angles", "edges"])
+@pytest.mark.parametrize("graph", [GRAPH, RADIUS, SNAPPED], ids=["angles", "edges", "snapped"])
 def test_crystals_are_collated_by_pyg(dataset, graph):
     alone = [
         graph(Crystal(z=one.z, pos=one.pos, cell=one.cell)) for one in map(dataset.gather, torch.arange(5)[:, None])
@@ -155,6 +158,9 @@ def test_crystals_are_collated_by_pyg(dataset, graph):
     expected = graph(dataset.gather(torch.arange(5)))
     assert sizes(batch) == sizes(expected)
     assert len(sizes(batch)) == (3 if graph is GRAPH else 2)
+    assert ("pair_index" in batch) == (graph is SNAPPED)
+    if graph is SNAPPED:
+        assert_pairs_stand_for_the_edges(batch)
     for key in sizes(batch):
         assert batch[CLASS_COUNTS[key]].equal(torch.bincount(batch[key]))
         pairs = torch.stack([batch[key], expected[key]], dim=1).unique(dim=0)
@@ -162,16 +168,18 @@ def test_crystals_are_collated_by_pyg(dataset, graph):
 
 
 def test_other_species_go_without_classes(batch):
+    batch = snap_lengths(batch)
     false = relabel(batch, torch.arange(batch.num_nodes).flip(0))
-    assert not any(key in false for pair in CLASS_COUNTS.items() for key in pair)
-    assert all(key in batch for pair in CLASS_COUNTS.items() for key in pair)
+    assert not any(key in false for key in EQUALS_KEYS)
+    assert all(key in batch for key in EQUALS_KEYS)
+    assert false.edge_dist is batch.edge_dist
     assert false.line_index is batch.line_index
 
 
 @pytest.mark.parametrize("graph", [CRYSTAL_GRAPH, RADIUS.graph, DenseSupercell(), LineGraph(CRYSTAL_GRAPH)], ids=repr)
 def test_other_edges_take_old_classes_away(batch, graph):
     """And an old line graph, of which the new classes would be made."""
-    batch = graph(batch)
+    batch = graph(snap_lengths(batch))
     assert not any(key in batch for key in EQUALS_KEYS)
     assert all((key in batch) == isinstance(graph, LineGraph) for key in LINE_KEYS)
 
@@ -185,6 +193,7 @@ def test_without_edges(make_dataset):
     batch = GRAPH(make_dataset([box, box]).gather(torch.arange(2)))
     assert sizes(batch) == {"site_class": 2, "edge_class": 0, "line_class": 0}
     assert sizes(RADIUS(batch)) == {"site_class": 2, "edge_class": 0}
+    assert snap_lengths(RADIUS(batch)).pair_index.shape == (2, 0)
 
 
 def test_tolerance_is_checked():
@@ -195,6 +204,60 @@ def test_tolerance_is_checked():
 
 def test_repr():
     assert repr(RADIUS) == "SymmetryClasses(RadiusGraph(cutoff=4.0), tolerance=1e-05)"
+    assert repr(SNAPPED) == "SymmetryClasses(DenseSupercell(max_sites=50), tolerance=0.0001, snap=True)"
+
+
+def assert_pairs_stand_for_the_edges(batch):
+    """Every site of a class meets the sites of each class at each length as often as the pairs say."""
+    source, target = batch.pair_index.tolist()
+    assert list(zip(target, source, strict=True)) == sorted(zip(target, source, strict=True))
+    pairs, met = {}, {}
+    for i, j, d, m in zip(target, source, batch.pair_dist.tolist(), batch.pair_count.tolist(), strict=True):
+        pairs.setdefault(i, Counter())[j, d] += m
+    site = batch.site_class.tolist()
+    for j, i, d in zip(*batch.edge_index.tolist(), batch.edge_dist.tolist(), strict=True):
+        met.setdefault(i, Counter())[site[j], d] += 1
+    assert len(met) == batch.z.numel()
+    assert all(pairs[site[i]] == edges for i, edges in met.items())
+
+
+def distorted(crystals, scale):
+    """Each position of a crystal a little elsewhere."""
+    rng = np.random.default_rng(0)
+    chosen = [crystals[name] for name in NAMES]
+    return [replace(c, fractional=c.fractional + rng.normal(scale=scale, size=c.fractional.shape)) for c in chosen]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pairs_of_classes(batch_of, crystals, dtype):
+    for chosen in (NAMES, distorted(crystals, 1e-6)):
+        batch = SNAPPED(batch_of(chosen, dtype))
+        assert_pairs_stand_for_the_edges(batch)
+        assert batch.pair_dist.dtype == dtype
+        assert 2 * batch.pair_count.numel() < batch.edge_dist.numel()
+
+
+def test_snapped_lengths_are_the_means_of_their_classes(batch_of, crystals):
+    known = SymmetryClasses(SNAPPED.graph, 1e-4)(batch_of(distorted(crystals, 1e-6)))
+    batch = snap_lengths(copy(known))
+    assert 1e-8 < (batch.edge_dist - known.edge_dist).abs().max() < 1e-4
+    for number in range(known.edge_count.numel()):
+        mine = known.edge_class == number
+        assert batch.edge_dist[mine].unique().numel() == 1
+        assert torch.isclose(batch.edge_dist[mine][0], known.edge_dist[mine].mean(), rtol=0, atol=1e-12)
+    alone = known.edge_count[known.edge_class] == 1
+    assert alone.sum() > 50
+    assert batch.edge_dist[alone].equal(known.edge_dist[alone])
+
+
+def test_lengths_stay_where_they_are_not_to_be_snapped(batch_of):
+    batch = batch_of(NAMES)
+    assert SymmetryClasses(lambda b: b, 1e-2)(copy(batch)).edge_dist is batch.edge_dist
+
+
+def test_negative_lengths_and_zeros_are_in_order():
+    values = torch.tensor([0.5, -0.25, -0.0, 1e-6, -2.0, 0.0, -0.2500001, 0.5])
+    assert _alike(torch.zeros(8, dtype=torch.long), values, 1e-6).tolist() == [3, 1, 2, 2, 0, 2, 1, 3]
 
 
 def refined(batch, tolerance):
