@@ -12,7 +12,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,14 @@ from pyg_dim.objectives.deep_infomax import DeepInfoMax
 ROUNDS = 5
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="prototypes", help="what load_dataset opens")
     parser.add_argument("--batch-sites", type=int, default=1200)
     parser.add_argument("--batches", type=int, default=200, help="most batches of the first part; 0 for a whole epoch")
     parser.add_argument("--crystals", type=int, default=2000, help="crystals of the other parts; 0 leaves these out")
     parser.add_argument("--cutoff", type=float, default=2.9, help="of the radius lists, in angstrom")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
 
     start, before = time.perf_counter(), peak()

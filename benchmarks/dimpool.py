@@ -13,7 +13,7 @@ import copy
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -112,11 +112,11 @@ def cases(rows: int) -> list[Case]:
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each ratio")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     random.seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratios: median [quartiles]\n")

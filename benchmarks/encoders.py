@@ -1,79 +1,100 @@
-"""Time a training step of every encoder: against its published program, with Deep InfoMax, and while recording.
+"""Every encoder: a supervised step against its published program, with Deep InfoMax, while recording; embedding.
 
-``python benchmarks/encoders.py --data matbench_phonons.json.gz`` takes the first crystals of the data as a batch, runs
-all programs of one encoder in turn, step by step, in one process, and prints the median time of each and the median of
-the ratios within a round, which holds where the speed of the machine drifts. The published programs are matgl
-(``pip install matgl==4.1.2``; left out where it is not installed) for MEGNet, and for CGCNN and ALIGNN their formulas
-as they stand, in ``published.py``, checked to give the same numbers as ours.
+The published programs are matgl (``pip install matgl==4.1.2``; left out where it is not installed) for MEGNet, and for
+CGCNN and ALIGNN their formulas as they stand, in ``published.py``, checked to give the same numbers as ours.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import published
 import torch
+from alternate import Variant, alternate, rows
+from memory import peak_memory
+from results import Measured, Table
 from torch import Tensor, nn
 
 from pyg_dim import record
-from pyg_dim.data import CrystalLoader, load_dataset
+from pyg_dim.data import CrystalDataset, CrystalLoader, load_dataset
 from pyg_dim.level import Level
-from pyg_dim.models import MODELS, build
+from pyg_dim.models import MODELS, Encoder, build
 from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
-Step = Callable[[], None]
+PUBLISHED = "published program"
+SUPERVISED = "supervised"
+SMALL_ALIGNN = {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 64}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="prototypes", help="crystals, as for train.py")
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
-    parser.add_argument("--crystals", type=int, default=128, help="crystals of the batch")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each program")
-    parser.add_argument("--small-alignn", action="store_true", help="2 + 2 layers of width 64 instead of 4 + 4 of 256")
-    parser.add_argument("--plain", action="store_true", help="compute also what symmetry makes equal")
-    args = parser.parse_args()
+def models(
+    data: str = "prototypes",
+    device: str = "cpu",
+    seed: int = 0,
+    rounds: int = 15,
+    models: Sequence[str] = tuple(sorted(MODELS)),
+    crystals: int = 128,
+    small_alignn: bool = False,
+    plain: bool = False,
+) -> Measured:
+    """A training step of every encoder, supervised and with Deep InfoMax, and embedding.
 
-    dataset = load_dataset(args.data)
-    dataset = dataset.subset(torch.arange(min(args.crystals, len(dataset))))
-    print(f"{len(dataset)} crystals, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    for name in args.models:
+    The first crystals of the data are one batch. ``small_alignn``: 2 + 2 layers of width 64 instead of 4 + 4 of 256;
+    ``plain``: compute also what symmetry makes equal.
+    """
+    if unknown := [name for name in models if name not in MODELS]:
+        raise ValueError(f"unknown models {', '.join(unknown)}; known: {', '.join(sorted(MODELS))}")
+    dataset = load_dataset(data)
+    dataset = dataset.subset(torch.arange(min(crystals, len(dataset)))).to(device)
+    found = Measured()
+    for name in models:
         options: dict[str, Any] = {"pad": True} if name == "cgcnn" else {}
-        if name == "alignn" and args.small_alignn:
-            options |= {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 64}
-        if name in ("alignn", "megnet") and args.plain:
+        if name == "alignn" and small_alignn:
+            options |= SMALL_ALIGNN
+        if name in ("alignn", "megnet") and plain:
             options |= {"tolerance": None}
-        show(name, dataset, time_all(programs(name, options, dataset), args.rounds))
+        torch.manual_seed(seed)
+        variants, note = programs(name, options, dataset, device)
+        timings = alternate(variants, rounds, warmup=3, device=device)
+        table = rows(timings, (PUBLISHED, SUPERVISED), call="batch")
+        for row in table:
+            row["most memory, MB"] = peak_memory(lambda call=variants[row["variant"]]: call(0), device) / 1e6
+        found.tables.append(Table(table, f"**{name}**: {note}"))
+        found.keep(timings, model=name)
+    return found
 
 
-def programs(name: str, options: dict[str, Any], dataset: Any) -> dict[str, Step]:
-    """Every way to take a training step with one encoder; all of them work on the same crystals."""
-    torch.manual_seed(0)
-    encoder = build(name, **options)
+def programs(
+    name: str, options: dict[str, Any], dataset: CrystalDataset, device: str
+) -> tuple[dict[str, Variant], str]:
+    """Every way to take a training step with one encoder, and to embed; all of them work on the same crystals.
+
+    Args:
+        name: of the encoder.
+        options: of its constructor.
+        dataset: its crystals are the batch, on the device.
+        device: where.
+
+    Returns:
+        (variants by name, a sentence about encoder and crystals).
+    """
+    encoder = build(name, **options).to(device)
     batch = next(iter(CrystalLoader(dataset, encoder.graph, batch_sites=10**9, shuffle=False)))
-    labels = torch.randn(batch.num_graphs, 1)
-    head = nn.Linear(encoder.channels, 1)
+    labels = torch.randn(batch.num_graphs, 1, device=device)
+    head = nn.Linear(encoder.channels, 1).to(device)
     objective = DeepInfoMax(encoder)
     levels = {id(p) for m in encoder.modules() if isinstance(m, Level) for p in m.parameters()}
     own = [*(p for p in encoder.parameters() if id(p) not in levels), *head.parameters()]
     supervised, pretraining = torch.optim.Adam(own), torch.optim.Adam(objective.parameters())
-    per_crystal = f"{batch.z.numel() / len(dataset):.1f} sites, {batch.edge_dist.numel() / len(dataset):.0f} edges"
-    if "line_cos" in batch:
-        per_crystal += f", {batch.line_cos.numel() / len(dataset):.0f} angles"
-    count = sum(p.numel() for p in own) - sum(p.numel() for p in head.parameters())
-    print(f"\n{name}: {count} parameters without levels; a crystal has {per_crystal}")
 
-    def learn(predict: Callable[[], Tensor]) -> Step:
-        def step() -> None:
+    def learn(predict: Callable[[], Tensor]) -> Variant:
+        def step(number: int) -> int:
             supervised.zero_grad()
             (predict() - labels).square().mean().backward()
             supervised.step()
+            return batch.num_graphs
 
         return step
 
@@ -81,28 +102,39 @@ def programs(name: str, options: dict[str, Any], dataset: Any) -> dict[str, Step
         with record(encoder, batch):
             return head(encoder(batch))
 
-    def pretrain() -> None:
+    def pretrain(number: int) -> int:
         pretraining.zero_grad()
         objective(batch)["total"].backward()
         pretraining.step()
+        return batch.num_graphs
 
-    def compiled(step: Step, enabled: bool) -> Step:
-        def run() -> None:
+    @torch.no_grad()
+    def embed(number: int) -> int:
+        encoder.eval()
+        encoder(batch)
+        encoder.train()
+        return batch.num_graphs
+
+    def switched(call: Variant, enabled: bool) -> Variant:
+        def run(number: int) -> float:
             encoder.set_compile(enabled)
-            step()
+            return call(number)
 
         return run
 
-    plain = learn(lambda: head(encoder(batch)))
-    found = {"published program": learn(peer)} if (peer := published_program(name, encoder, batch, head)) else {}
+    found = {PUBLISHED: learn(peer)} if (peer := published_program(name, encoder, batch, head)) else {}
     if name == "megnet" and find_spec("matgl") is not None:
-        found["published program"] = matgl_step(dataset, labels)
-    found["supervised"] = compiled(plain, False)
-    found["supervised, compiled"] = compiled(plain, True)
-    found["supervised, recorded"] = compiled(learn(recorded), False)
-    found["Deep InfoMax"] = compiled(pretrain, False)
-    found["Deep InfoMax, compiled"] = compiled(pretrain, True)
-    return found
+        found[PUBLISHED] = matgl_step(dataset, labels)
+    calls = {SUPERVISED: learn(lambda: head(encoder(batch))), "Deep InfoMax": pretrain, "embedding": embed}
+    found |= {title: switched(call, False) for title, call in calls.items()}
+    found["supervised, recorded"] = switched(learn(recorded), False)
+    if type(encoder).set_compile is not Encoder.set_compile:
+        found |= {f"{title}, compiled": switched(call, True) for title, call in calls.items()}
+
+    width = [f"{batch.z.numel() / len(dataset):.1f} sites", f"{batch.edge_dist.numel() / len(dataset):.0f} edges"]
+    width += [f"{batch.line_cos.numel() / len(dataset):.0f} angles"] if "line_cos" in batch else []
+    count = sum(p.numel() for p in own) - sum(p.numel() for p in head.parameters())
+    return found, f"{count} parameters without levels; {len(dataset)} crystals of {', '.join(width)}"
 
 
 def published_program(name: str, encoder: Any, batch: Any, head: nn.Module) -> Callable[[], Tensor] | None:
@@ -112,7 +144,7 @@ def published_program(name: str, encoder: Any, batch: Any, head: nn.Module) -> C
         run = lambda: published.cgcnn(encoder, batch, edge)  # noqa: E731
     elif name == "alignn":
         width = encoder.output.in_features
-        unused = nn.ModuleList([BatchNorm(width), BatchNorm(width)])
+        unused = nn.ModuleList([BatchNorm(width), BatchNorm(width)]).to(batch.pos.device)
         run = lambda: published.alignn(encoder, batch, unused)  # noqa: E731
     else:
         return None
@@ -123,7 +155,7 @@ def published_program(name: str, encoder: Any, batch: Any, head: nn.Module) -> C
     return lambda: head(run())
 
 
-def matgl_step(dataset: Any, labels: Tensor) -> Step:
+def matgl_step(dataset: CrystalDataset, labels: Tensor) -> Variant:
     """MEGNet of matgl, with its defaults but for the cutoff, on graphs made and collated before."""
     from matgl.config import DEFAULT_ELEMENTS
     from matgl.ext.pymatgen import Structure2Graph
@@ -131,59 +163,30 @@ def matgl_step(dataset: Any, labels: Tensor) -> Step:
     from matgl.models import MEGNet
     from pymatgen.core import Structure
 
+    host, device = dataset.to("cpu"), labels.device
     convert = Structure2Graph(element_types=DEFAULT_ELEMENTS, cutoff=4.0)
     items = []
-    for row in range(len(dataset)):
-        sites = slice(int(dataset.ptr[row]), int(dataset.ptr[row + 1]))
+    for row in range(len(host)):
+        sites = slice(int(host.ptr[row]), int(host.ptr[row + 1]))
         structure = Structure(
-            dataset.cell[row].double().numpy(),
-            dataset.z[sites].tolist(),
-            dataset.pos[sites].double().numpy(),
+            host.cell[row].double().numpy(),
+            host.z[sites].tolist(),
+            host.pos[sites].double().numpy(),
             coords_are_cartesian=True,
         )
         graph, lattice, state = convert.get_graph(structure)
         graph.pos = graph.frac_coords @ lattice[0]
         graph.pbc_offshift = graph.pbc_offset @ lattice[0]
-        items.append((graph, lattice, torch.tensor(state), {"y": float(labels[row])}))
+        items.append((graph, lattice, torch.tensor(state), {"y": 0.0}))
     graph, _, state, _ = collate_fn_graph(items)
-    model = MEGNet(element_types=DEFAULT_ELEMENTS, cutoff=4.0, niters_set2set=2)
+    graph, state = graph.to(device), state.to(device)
+    model = MEGNet(element_types=DEFAULT_ELEMENTS, cutoff=4.0, niters_set2set=2).to(device)
     optimiser = torch.optim.Adam(model.parameters())
 
-    def step() -> None:
+    def step(number: int) -> int:
         optimiser.zero_grad()
         (model(g=graph, state_attr=state) - labels[:, 0]).square().mean().backward()
         optimiser.step()
+        return len(host)
 
-    count = sum(p.numel() for p in model.parameters())
-    print(f"matgl: {count} parameters, {graph.edge_index.size(1) / len(dataset):.0f} edges a crystal")
     return step
-
-
-def time_all(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each program in each round, after a few rounds that are not timed."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-3, rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if number >= 0:
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
-def show(name: str, dataset: Any, taken: dict[str, list[float]]) -> None:
-    """Print a table; ratios are of speeds, to the published program and to the supervised step."""
-    first = "published program" if "published program" in taken else None
-    print(f"| {name} | ms a step | crystals/s | times published | times supervised |\n|---|---:|---:|---:|---:|")
-    for program, seconds in taken.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(taken[base], seconds, strict=True)) if base else None
-            for base in (first, "supervised")
-        ]
-        middle = statistics.median(seconds)
-        cells = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
-        print(f"| {program} | {middle * 1e3:.0f} | {len(dataset) / middle:.0f} | {cells} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

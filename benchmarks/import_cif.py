@@ -51,12 +51,12 @@ def by_pymatgen(text: str) -> Any:
     return CifParser.from_str(text).parse_structures(primitive=False)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="prototypes", help="what load_dataset opens; written as CIFs")
     parser.add_argument("--number", type=int, default=2000, help="files")
     parser.add_argument("--rounds", type=int, default=5, help="of fast path and pymatgen, by turns")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 

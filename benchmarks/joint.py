@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def accuracies(
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of data, parameters and order")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="*", default=[0.1, 1.0])
     parser.add_argument("--before", type=int, default=300, help="steps of pre-training in the last row")
     parser.add_argument("--steps", type=int, nargs="*", default=[100, 300, 600], help="when to test")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     ways = {"supervised alone": (0.0, 0)}
     ways |= {f"joint, weight {weight:g}": (weight, 0) for weight in args.weights}

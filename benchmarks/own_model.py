@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -188,7 +188,7 @@ def accuracy(train_x: np.ndarray, test_x: np.ndarray, graphs: list[Data], seed: 
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="seeds of data, parameters and order")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--readout", choices=("mean", "sum"), default="mean")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     readout = {"mean": MeanAggregation, "sum": SumAggregation}[args.readout]
 
     names = ["plain averages", "untrained", *args.methods]
