@@ -49,7 +49,8 @@ def free_memory(device: torch.device | str = "cpu") -> float:
     """Bytes that can still be taken; infinite where the system does not say."""
     device = torch.device(device)
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
     known = Path("/proc/meminfo")
     lines = known.read_text().splitlines() if known.exists() else []
     found = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +117,11 @@ def draw_scaling(result: Mapping[str, Any], path: Path) -> None:
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    rows = sorted(result["tables"][0]["rows"], key=lambda row: row["variant"])
-    for variant, own in groupby(rows, key=lambda row: row["variant"]):
-        points = sorted((row["pairs a crystal"], 1e3 / row["crystals/s"]["median"]) for row in own)
+    points_of: dict[str, list[tuple[float, float]]] = {}
+    for row in result["tables"][0]["rows"]:
+        point = row["pairs a crystal"], 1e3 / row["crystals/s"]["median"]
+        points_of.setdefault(row["variant"], []).append(point)
+    for variant, points in points_of.items():
         pairs, cost = zip(*points, strict=True)
         (line,) = axes.loglog(pairs, cost, "o-", label=variant)
         axes.loglog(pairs, [cost[0] * p / pairs[0] for p in pairs], ":", color=line.get_color(), linewidth=1)

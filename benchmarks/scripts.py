@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from results import Measured
 
@@ -19,12 +20,14 @@ def printed_by(program: str, arguments: Sequence[str], markdown: bool) -> Measur
         markdown: whether it prints Markdown, or plain text.
 
     Returns:
-        What it printed.
+        What it printed, with names of files instead of their paths.
     """
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         import_module(program).main(arguments)
     text = said.getvalue().strip()
+    for path in (word for word in arguments if Path(word).exists()):
+        text = text.replace(path, Path(path).name)
     return Measured(printed=text if markdown else f"```text\n{text}\n```")
 
 

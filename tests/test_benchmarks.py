@@ -150,6 +150,7 @@ def test_step_from_command_to_page(tmp_path, data, capsys) -> None:
         "variants": ["published", "eager"],
     }  # fmt: skip
     assert made["machine"].keys() >= {"processor", "cores", "threads", "torch", "load before"}
+    assert str(data.parent) not in json.dumps(made)
     assert str(tmp_path) not in json.dumps(made)
     assert made["command"].startswith("python benchmarks/run.py step --data few.parquet --rounds 2")
 
@@ -273,7 +274,7 @@ def test_programs_with_their_own_command_line(name, words, shown, tmp_path, data
     assert shown in made["printed"]
     named = "--data few.parquet " if source else ""
     assert made["command"] == f"python benchmarks/run.py {name} {named}-- {' '.join(words)}"
-    assert str(tmp_path) not in made["printed"]
+    assert str(data.parent) not in made["printed"]
 
 
 def test_list_names_every_benchmark_and_option(capsys) -> None:
