@@ -7,6 +7,7 @@ CGCNN and ALIGNN their formulas as they stand, in ``published.py``, checked to g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,7 +61,7 @@ def models(
         timings = alternate(variants, rounds, warmup=3, device=device)
         table = rows(timings, (PUBLISHED, SUPERVISED), call="batch")
         for row in table:
-            row["most memory, MB"] = peak_memory(lambda call=variants[row["variant"]]: call(0), device) / 1e6
+            row["most memory, MB"] = peak_memory(partial(variants[row["variant"]], 0), device) / 1e6
         found.tables.append(Table(table, f"**{name}**: {note}"))
         found.keep(timings, model=name)
     return found

@@ -5,7 +5,7 @@ A new way to run ours is a line in :data:`OURS`. All start from the same paramet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
@@ -192,7 +192,7 @@ def count_pairs(batches: Sequence[CrystalBatch], supercell_sites: int) -> int:
     return sum(graph(copy(batch)).edge_dist.numel() for batch in batches)
 
 
-def endless(loader: CrystalLoader) -> Iterator[CrystalBatch]:
+def endless(loader: CrystalLoader) -> Generator[CrystalBatch, None, None]:
     """Batches of epoch after epoch."""
     for epoch in count():
         loader.set_epoch(epoch)

@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -56,7 +57,7 @@ def compare(
 
     variants = {name: variant(program) for name, program in taking_part.items()}
     timings = alternate(variants, rounds, warmup, device)
-    memory = {name: peak_memory(lambda call=call: call(0), device) for name, call in variants.items()}
+    memory = {name: peak_memory(partial(call, 0), device) for name, call in variants.items()}
     crystals, sites = sum(batch.num_graphs for batch in batches), sum(batch.z.numel() for batch in batches)
     return Bench(timings, memory, crystals, sites)
 
