@@ -151,12 +151,11 @@ class CGCNN(Encoder):
         self.global_level = level(crystal_channels, site_channels, hidden_channels=site_channels, scope="crystal")
 
     def set_compile(self, enabled: bool) -> None:
-        """Run the critics by kernels in C++ or, where these do not serve, through torch.compile; or eagerly.
+        """Run the critics of the convolutions through torch.compile (the same numbers), or eagerly.
 
         Args:
-            enabled: whether to do so.
+            enabled: whether to compile.
         """
-        super().set_compile(enabled)
         for level in self.convolution_levels.modules():
             if isinstance(level, Level):
                 level.compiled = enabled

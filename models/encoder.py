@@ -101,10 +101,15 @@ class Encoder(nn.Module, ABC):
             [out.crystal, out.hidden, mean, spread, reduce(out.site, "amin"), reduce(out.site, "amax")], dim=-1
         )
 
-    def set_compile(self, enabled: bool) -> None:
-        """Run the heavy steps through kernels in C++, or through torch.compile (the same numbers); or eagerly.
+    @property
+    def has_kernels(self) -> bool:
+        """Whether :meth:`set_kernels` serves all heavy steps of this encoder, so that nothing is left to compile."""
+        return True
 
-        Here that is the critics alone; encoders add to it what pays.
+    def set_kernels(self, enabled: bool) -> None:
+        """Run heavy steps by the C++ kernels of :mod:`pyg_dim.native` where these serve (the same numbers); on the CPU.
+
+        Here those are the critics; encoders add to them.
 
         Args:
             enabled: whether to do so.
@@ -112,6 +117,15 @@ class Encoder(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Level):
                 module.fused = enabled
+
+    def set_compile(self, enabled: bool) -> None:
+        """Run heavy steps that no kernel serves through torch.compile (the same numbers), or eagerly.
+
+        There are none here: what torch.compile gains has to outweigh its slower sums over gathered rows.
+
+        Args:
+            enabled: whether to compile.
+        """
 
 
 def site_mean(values: Tensor, batch: Any) -> Tensor:

@@ -22,6 +22,7 @@ from pyg_dim.losses import Estimator, KLForm
 from pyg_dim.models.encoder import Encoder, Representation, site_mean
 from pyg_dim.models.equals import Equals
 from pyg_dim.models.layer_norm import LayerNorm
+from pyg_dim.native import LANES
 from pyg_dim.native.attention import attend
 from pyg_dim.native.mish_norm import mish_norm
 from pyg_dim.native.pair_rows import PairRows, rows_of
@@ -153,16 +154,14 @@ class PairAttention(nn.Module):
         gathered = add_rows(weighted, target, x.size(0))
         return gathered.to(x.dtype), pair[0] if pair else None, attention_weight
 
-    def has_kernel(self, x: Tensor, distance: Tensor) -> bool:
-        """Whether :meth:`fused` can be called: one hidden layer in each network, and no new pair features."""
+    @property
+    def has_kernel(self) -> bool:
+        """Whether :meth:`fused` serves this shape: one hidden layer in each network, widths that fill vectors, and no
+        new pair features.
+        """
+        widths = [self.logits.in_features, *(_block(block).linear.out_features for block in self.value)]
         shape = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
-        widths = [self.logits.weight, *(_block(block).norm.weight for block in self.value)]
-        return (
-            shape
-            and distance.dtype == x.dtype == widths[0].dtype
-            and not distance.requires_grad
-            and native.usable(*widths)
-        )
+        return shape and not any(width % LANES for width in widths)
 
     def of_pairs(self, e: Tensor) -> Tensor:
         """What pair features add to the first layers of attention weights and values.
@@ -384,7 +383,7 @@ class SiteNet(Encoder):
         self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance, snap=True)
         self.channels = post_pool[-1]
         self.distance_weights = distance_weights
-        self.compiled = False
+        self.compiled = self.fused = False
 
         level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
         self.local = LocalEncoder(
@@ -399,17 +398,26 @@ class SiteNet(Encoder):
         self.output = nn.Linear(widths[-2], widths[-1])
         self.global_level = level(self.channels, local_channels, hidden_channels=widths[-2], scope="crystal")
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the kernels serve this shape, see :meth:`PairAttention.has_kernel`."""
+        return len(self.local.blocks) == 1 and self.local.kernel_block.has_kernel
+
+    def set_kernels(self, enabled: bool) -> None:
+        """Run attention, layer norms and critics by C++ kernels where these serve; see :meth:`Encoder.set_kernels`."""
+        super().set_kernels(enabled)
+        self.fused = enabled
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.fused = enabled
+
     def set_compile(self, enabled: bool) -> None:
-        """Run the pair network and the pair critic through torch.compile (the same numbers), or eagerly.
+        """Run the pair network and the pair critic through torch.compile where no kernel serves, or eagerly.
 
         Args:
             enabled: whether to compile.
         """
-        super().set_compile(enabled)
         self.compiled = self.local_level.compiled = enabled
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.fused = enabled
 
     def represent(self, batch: Any) -> Representation:
         """Local and global representations of a batch; see :meth:`Encoder.represent`."""
@@ -439,7 +447,7 @@ class SiteNet(Encoder):
         x = batch.x if sites is None else sites.first(batch.x)
         distance, count = batch[length], batch.get(PAIR_COUNT)
         rows = None
-        if self.compiled and self.local.kernel_block.has_kernel(x, distance):
+        if self.fused and self.has_kernels and distance.dtype == x.dtype == self.local.output.weight.dtype:
             rows = rows_of(batch, index, length, x.size(0))
         if rows is not None:
             tape = active_tape()

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyg_dim.native.library import NoKernelError, library
 
 _logger = logging.getLogger(__name__)
-_LANES: Final = 16
+LANES: Final = 16
+"""Widths of what the kernels work on are multiples of this."""
 
 
 def usable(*values: Tensor) -> bool:
@@ -28,7 +29,7 @@ def usable(*values: Tensor) -> bool:
     """
     dtype = values[0].dtype
     return (
-        all(tensor.device.type == "cpu" and tensor.dtype == dtype and not tensor.size(-1) % _LANES for tensor in values)
+        all(tensor.device.type == "cpu" and tensor.dtype == dtype and not tensor.size(-1) % LANES for tensor in values)
         and dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_dim import models
+from pyg_dim import models, native
 from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
@@ -141,21 +141,29 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
 
 
 def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str) -> None:
-    """Let the encoder use torch.compile where that is wanted and works; a warning says where it does not.
+    """Let the encoder use C++ kernels and torch.compile where they are wanted and work; a warning says where not.
 
     Args:
         options: compile.
-        encoder: the encoder of the run; nothing is tried or said for one that has nothing to compile.
+        encoder: the encoder of the run.
         device: where it will run.
     """
+    on_cpu = device == "cpu"
+    fault = native.fault() if options.compile and on_cpu else None
+    if fault is not None:
+        _logger.warning("the C++ kernels cannot be built: training without them (same numbers, slower): %s", fault)
+    encoder.set_kernels(options.compile and on_cpu and fault is None)
     if type(encoder).set_compile is models.Encoder.set_compile:
         return
-    if options.compile:
+    # Without a C++ compiler there is no torch.compile either, and one warning will do.
+    wanted = options.compile and not (on_cpu and (encoder.has_kernels or fault is not None))
+    fault = None
+    if wanted:
         _logger.info("torch.compile: the first steps take up to a minute longer; --no-compile does without")
-    fault = compile_fault(device) if options.compile else None
+        fault = compile_fault(device)
     if fault is not None:
         _logger.warning("torch.compile does not work here: training without it (same numbers, slower): %s", fault)
-    encoder.set_compile(options.compile and fault is None)
+    encoder.set_compile(wanted and fault is None)
 
 
 def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunData) -> DeepInfoMax | Supervised:

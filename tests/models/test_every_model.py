@@ -418,20 +418,19 @@ def test_bfloat16_autocast_stays_close(name, case, graph_of) -> None:
     assert (half_gradient - gradient).norm() < 0.05 * gradient.norm()
 
 
-COMPILING = [name for name in CASES if MODELS[name].set_compile is not Encoder.set_compile]
-
-
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", COMPILING)
-def test_compiled_kernels_equal_eager_ones_in_value_and_gradient(name, case, training, graph_of) -> None:
+@pytest.mark.parametrize("switch", ["set_kernels", "set_compile"])
+def test_fused_steps_equal_plain_ones_in_value_and_gradient(name, case, switch, training, graph_of) -> None:
+    if switch == "set_compile" and MODELS[name].set_compile is Encoder.set_compile:
+        pytest.skip("nothing is compiled in this encoder")
     torch._dynamo.reset()
     model = build(name, **case.options).double()
     objective = DeepInfoMax(model).train(training)
     batches = [graph_of(model, names) for names in (NAMES, NAMES[:3], NAMES[2:])]
     initial = deepcopy(objective.state_dict())
     results = []
-    for compiled in (False, True):
-        model.set_compile(compiled)
+    for enabled in (False, True):
+        getattr(model, switch)(enabled)
         objective.load_state_dict(initial)
         objective.zero_grad()
         torch.manual_seed(0)
@@ -440,8 +439,8 @@ def test_compiled_kernels_equal_eager_ones_in_value_and_gradient(name, case, tra
         grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         buffers = [b.clone() for b in model.buffers() if b.is_floating_point()]
         results.append([torch.stack(losses).detach(), *grads, *buffers])
-    for eager, compiled in zip(*results, strict=True):
-        close(compiled, eager)
+    for plain, fused in zip(*results, strict=True):
+        close(fused, plain)
 
 
 @pytest.mark.parametrize("training", [True, False])

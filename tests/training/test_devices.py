@@ -62,32 +62,46 @@ def test_a_compiler_that_works_has_no_fault(monkeypatch):
     assert compile_fault("cpu") is None
 
 
-@pytest.mark.parametrize(("wanted", "fault"), [(True, None), (True, "broken"), (False, None)])
-def test_kernels_are_fused_where_wanted_and_possible(options, monkeypatch, caplog, wanted, fault):
-    tried = []
-    monkeypatch.setattr(setup, "compile_fault", lambda device: tried.append(device) or fault)
-    chosen = options(compile=wanted)
+SLOWER = "training without {} (same numbers, slower): broken"
+NO_KERNELS = "the C++ kernels cannot be built: " + SLOWER.format("them")
+NO_COMPILER = "torch.compile does not work here: " + SLOWER.format("it")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "blocks", "kernels", "compiler", "expected", "tried", "warnings"),
+    [
+        # What is expected: kernels, torch.compile.
+        (True, "cpu", 1, None, None, (True, False), 0, []),
+        (True, "cpu", 1, "broken", None, (False, False), 0, [NO_KERNELS]),
+        (True, "cpu", 2, None, None, (True, True), 1, []),
+        (True, "cpu", 2, None, "broken", (True, False), 1, [NO_COMPILER]),
+        (True, "cuda", 1, None, None, (False, True), 1, []),
+        (True, "cuda", 1, None, "broken", (False, False), 1, [NO_COMPILER]),
+        (False, "cpu", 2, None, None, (False, False), 0, []),
+    ],
+)
+def test_kernels_serve_where_wanted_and_possible(
+    options, monkeypatch, caplog, wanted, device, blocks, kernels, compiler, expected, tried, warnings
+):
+    trials = []
+    monkeypatch.setattr(setup, "compile_fault", lambda device: trials.append(device) or compiler)
+    monkeypatch.setattr(native, "fault", lambda: kernels)
+    chosen = options(compile=wanted, encoder={"blocks": blocks})
     encoder, _ = prepare_encoder(chosen)
-    prepare_kernels(chosen, encoder, "cpu")
-    assert encoder.compiled == (wanted and fault is None)
-    assert tried == (["cpu"] if wanted else [])
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == (
-        ["torch.compile does not work here: training without it (same numbers, slower): broken"] if fault else []
-    )
+    prepare_kernels(chosen, encoder, device)
+    assert (encoder.fused, encoder.compiled) == expected
+    assert encoder.local_level.fused == encoder.global_level.fused == expected[0]
+    assert trials == [device] * tried
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
 
 
-class Plain(SiteNet):
-    set_compile = Encoder.set_compile
-
-
-@pytest.mark.parametrize("kind", [SiteNet, Plain])
-def test_an_encoder_without_such_kernels_is_spared_the_trial_and_the_notice(options, monkeypatch, caplog, kind):
+def test_an_encoder_that_has_nothing_to_compile_is_spared_the_trial_and_the_notice(options, monkeypatch, caplog):
     tried = []
     monkeypatch.setattr(setup, "compile_fault", tried.append)
     with caplog.at_level("INFO", "pyg_dim"):
-        prepare_kernels(options(compile=True), kind(), "cpu")
-    assert tried == ["cpu"] * (kind is SiteNet)
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["torch.compile"] * (kind is SiteNet)
+        prepare_kernels(options(compile=True), MEGNet(), "cuda")
+    assert not tried
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("times", "resident"), [(2.5, True), (1.5, False)])
