@@ -94,6 +94,11 @@ def test_counts(batch):
         assert batch[count].equal(torch.bincount(batch[key]))
 
 
+def test_classes_of_sites_are_in_the_order_of_their_first_members(batch):
+    assert batch.site_class.cummax(0).values.diff().max() == 1
+    assert batch.site_class[0] == 0
+
+
 def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relabelled):
     assert sizes(GRAPH(batch_of([relabelled("NaCl", [11, 11])])))["site_class"] == 1
     assert sizes(GRAPH(batch_of([relabelled("CaF2", [20, 9, 17])])))["site_class"] == 3

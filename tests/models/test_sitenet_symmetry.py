@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
+from pyg_dim import native
 from pyg_dim.data import Crystal, CrystalLoader, DenseSupercell, SymmetryClasses, load_dataset
 from pyg_dim.data.keys import EQUALS_KEYS, forget
 from pyg_dim.models import SiteNet
@@ -149,6 +150,26 @@ def test_bfloat16_autocast_stays_close(crystals_of) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = model(few)
     assert (half - model(plain)).norm() < 0.02 * model(plain).norm()
+
+
+@pytest.mark.skipif(native.fault() is not None, reason=f"the kernels cannot be built here: {native.fault()}")
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("what", ["hand-made", "noisy", "prototypes"])
+def test_kernels_count_pairs(crystals_of, what, heads, monkeypatch) -> None:
+    """Against the plain path of all pairs, in PyTorch."""
+    wide = {"site_channels": 16, "pair_channels": 6, "attention_hidden": [16], "value_hidden": [32]}
+    model = SiteNet(**(SMALL | wide), heads=heads, noise="none").double()
+    few, plain = with_classes_and_without(model, crystals_of(what))
+    objective = DeepInfoMax(model, KINDS)
+    expected = trained(objective, plain)
+    counts = []
+    kernel = PairAttention.fused
+    monkeypatch.setattr(PairAttention, "fused", lambda *given: counts.append(given[4] is not None) or kernel(*given))
+    model.set_compile(True)
+    found = trained(objective, few)
+    assert counts == [True, False, False]  # the true pass, and both corrupted ones
+    for name, value in found.items():
+        close(value, expected[name])
 
 
 def test_compiled_once_for_batches_of_every_size(batch_of) -> None:
