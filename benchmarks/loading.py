@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from alternate import Spread, alternate
-from programs import endless, first_batches, optimiser_of
+from programs import endless, fastest, first_batches, optimiser_of
 from results import Measured, Table
 
 from pyg_dim.data import CrystalBatch, CrystalLoader, load_dataset
@@ -33,7 +33,7 @@ def loader(
     for name in models:
         torch.manual_seed(seed)
         encoder = build(name).to(device)
-        encoder.set_compile(True)
+        fastest(encoder)
         objective = DeepInfoMax(encoder)
         optimiser = optimiser_of(objective)
         rows_of = [batch.row.cpu() for batch in first_batches(dataset, min(rounds, 5), batch_sites, seed)]

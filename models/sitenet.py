@@ -156,9 +156,7 @@ class PairAttention(nn.Module):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether :meth:`fused` serves this shape: one hidden layer in each network, widths that fill vectors, and no
-        new pair features.
-        """
+        """Whether :meth:`fused` serves this shape: one hidden layer each, widths that fill vectors, no new pairs."""
         widths = [self.logits.in_features, *(_block(block).linear.out_features for block in self.value)]
         shape = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
         return shape and not any(width % LANES for width in widths)

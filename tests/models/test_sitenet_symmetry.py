@@ -165,7 +165,7 @@ def test_kernels_count_pairs(crystals_of, what, heads, monkeypatch) -> None:
     counts = []
     kernel = PairAttention.fused
     monkeypatch.setattr(PairAttention, "fused", lambda *given: counts.append(given[4] is not None) or kernel(*given))
-    model.set_compile(True)
+    model.set_kernels(True)
     found = trained(objective, few)
     assert counts == [True, False, False]  # the true pass, and both corrupted ones
     for name, value in found.items():

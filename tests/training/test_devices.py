@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyg_dim import native
 from pyg_dim.data import CrystalDataset, load_dataset
-from pyg_dim.models import Encoder, SiteNet
+from pyg_dim.models import MEGNet
 from pyg_dim.training import setup
 from pyg_dim.training.devices import choose_device, compile_fault, made_resident
 from pyg_dim.training.setup import prepare_encoder, prepare_kernels
