@@ -86,8 +86,8 @@ class PlannedLoader(ABC, Generic[Planned]):
         Yields:
             Batches of this process.
         """
-        queue = BatchQueue(self._device())
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crystal-loader") as thread:
+        name = "crystal-loader"
+        with BatchQueue(self._device()) as queue, ThreadPoolExecutor(1, thread_name_prefix=name) as thread:
             planned = islice(self._share(), start, None)
             pending = [thread.submit(queue.make, partial(self._built, item)) for item in islice(planned, 1)]
             while pending:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from pyg_dim.data.batch import CrystalBatch
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 @functools.cache
@@ -23,7 +27,7 @@ class BatchQueue:
     every number that making a batch has to ask for (how many pairs there are) would be answered after the step under
     way. So that work gets a CUDA stream of its own. It may run while a step does; a batch that is received is waited
     for on the device, in the stream of the receiver, not on the host. On a CPU there are no queues: batches are made on
-    the spot.
+    the spot. Left as a context manager once its thread has ended.
 
     Args:
         device: where batches are made.
@@ -38,6 +42,14 @@ class BatchQueue:
         if self._stream is not None:
             # What batches are made of was brought there in the stream of this thread.
             self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Work for a batch that nobody takes any more may still read the data set, whose memory could be used again.
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def make(self, build: Callable[[], CrystalBatch]) -> tuple[CrystalBatch, torch.cuda.Event | None]:
         """Queue the work for a batch; in any thread.

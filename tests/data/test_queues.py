@@ -72,13 +72,23 @@ def test_a_loader_queues_what_its_thread_does(log, make_dataset, random_crystal,
     monkeypatch.setattr(CrystalLoader, "_device", lambda self: torch.device("cuda", 0))
     monkeypatch.setattr(CrystalLoader, "_build", lambda self, planned: made(log, int(planned[0])))
     crystals = make_dataset([random_crystal(np.random.default_rng(k), 3) for k in range(4)])
-    for batch in CrystalLoader(crystals, DenseSupercell(), batch_sites=3, shuffle=False):
+    loader = CrystalLoader(crystals, DenseSupercell(), batch_sites=3, shuffle=False)
+    for batch in loader:
         log.append(f"step {batch.z.tolist()}")
-    assert log[0] == "cuda:0 waits for steps"
+    assert (log[0], log[-1]) == ("cuda:0 waits for steps", "steps waits for cuda:0")
     assert log.count("made in cuda:0") == log.count("cuda:0 notes an event") == 4
     for number in range(4):
-        step = log.index(f"step [{number}]")
-        assert log[step - 1] == f"[{number}] in steps"
+        # The next one may be in the making meanwhile.
+        mine = [entry for entry in log if not entry.startswith(("made", "cuda:0 notes"))]
+        step = mine.index(f"step [{number}]")
+        assert mine[step - 2 : step] == ["steps waits for event of cuda:0", f"[{number}] in steps"]
+    # Left early, with a batch in the making.
+    log.clear()
+    batches = loader.batches()
+    next(batches)
+    batches.close()
+    assert log[-1] == "steps waits for cuda:0"
+    assert log.count("made in cuda:0") == 2
 
 
 def test_on_a_cpu_there_is_no_queue(log) -> None:
