@@ -56,6 +56,10 @@ class PlannedLoader(ABC, Generic[Planned]):
     def _device(self) -> torch.device:
         """Where batches are built."""
 
+    @abstractmethod
+    def _count(self, planned: Planned) -> int:
+        """Number of crystals of one batch, without building it."""
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows, from its beginning.
 
@@ -94,6 +98,23 @@ class PlannedLoader(ABC, Generic[Planned]):
                 batch, done = pending.pop().result()
                 pending += [thread.submit(queue.make, partial(self._built, item)) for item in islice(planned, 1)]
                 yield queue.receive(batch, done)
+
+    def crystals(self, step: int) -> list[int]:
+        """Crystals that each process adds to the current epoch in one step.
+
+        The plan is common to all processes, so each knows the numbers of the others without asking them.
+
+        Args:
+            step: number of the batch in each process.
+
+        Returns:
+            Number of crystals by process; 0 for a repeated batch, which belongs to an earlier step.
+        """
+        _, size = self._processes()
+        return [
+            self._count(self._plan[number]) if number < len(self._plan) else 0
+            for number in range(step * size, (step + 1) * size)
+        ]
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration stands: plain values, the same in all processes.
@@ -213,6 +234,9 @@ class CrystalLoader(PlannedLoader[Tensor]):
 
     def _build(self, planned: Tensor) -> CrystalBatch:
         return self.graph(self.dataset.gather(planned, self.targets))
+
+    def _count(self, planned: Tensor) -> int:
+        return planned.numel()
 
     def _make_plan(self) -> list[Tensor]:
         # A seed sequence, not a sum: (seed, epoch) and (seed + 1, epoch - 1) are to differ.

@@ -179,6 +179,9 @@ class StreamingLoader(PlannedLoader[_Planned]):
         batch.row = torch.from_numpy(row[planned.rows.numpy()]).to(batch.pos.device)
         return self.graph(batch)
 
+    def _count(self, planned: _Planned) -> int:
+        return planned.rows.numel()
+
     def _load(self, window: tuple[int, ...]) -> tuple[CrystalDataset, np.ndarray]:
         """The crystals of a window, and the number of each in the whole set."""
         report = ImportReport(self.report.source)

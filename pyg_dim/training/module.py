@@ -17,6 +17,7 @@ from pyg_dim.losses import BASELINES
 from pyg_dim.models import Encoder
 from pyg_dim.training.checkpoints import SECTION
 from pyg_dim.training.coverage import scarce_text, skipped_text, starved_text
+from pyg_dim.training.loaders import CrystalData
 from pyg_dim.training.meter import COVERAGE, LossMeter
 
 _logger = logging.getLogger(__name__)
@@ -27,11 +28,21 @@ _TRAIN, _VAL = 0, 1
 
 
 class TrainingModule(LightningModule):
-    """Train any objective that maps a batch to a dictionary of scalars with a "total".
+    r"""Train any objective that maps a batch to a dictionary of scalars with a "total".
 
-    All random numbers of a step (noise, false samples, dropout) follow from the seed, the epoch, the step and the
-    process, so a resumed run draws what the uninterrupted one would have drawn. Validation draws the same false
+    All random numbers of a batch (noise, false samples, dropout) follow from the seed, the epoch and the number of the
+    batch in it, so a resumed run draws what the uninterrupted one would have drawn. Validation draws the same false
     samples at every epoch and has no noise.
+
+    In step s of an epoch, process r of P has batch sP + r. The optimiser makes one step on
+
+    .. math:: L = \sum_r \frac{n_r}{\sum_q n_q} L_r
+
+    with the numbers of crystals n and the totals L_r: what one process does that accumulates the gradients of the same
+    P batches with these weights. All crystals of a batch count, also where the mean inside L_r is over fewer of them
+    (those with a false sample, or with a label). Batches that are repeated so that all processes have as many count
+    nothing. Logged losses are not scaled. The fit takes its batches from a
+    :class:`~pyg_dim.training.loaders.CrystalData`.
 
     Args:
         objective: ``objective(batch, generator) -> {"total": ..., ...}``.
@@ -72,13 +83,18 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Set the random numbers of the step."""
-        torch.manual_seed(self._step_seed(_TRAIN, self.current_epoch, batch_idx))
+        torch.manual_seed(self._step_seed(_TRAIN, self.current_epoch, self._number(batch_idx)))
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch, weighted where several processes make one step."""
         losses = self.objective(batch)
-        self.train_meter.update(losses, batch.num_graphs)
-        return losses["total"]
+        crystals = self._data.train.crystals(batch_idx)
+        mine = crystals[self.global_rank]
+        self.train_meter.update(losses, mine)
+        if len(crystals) == 1:
+            return losses["total"]
+        # Gradients are averaged over the processes, each with the same weight.
+        return losses["total"] * (mine * len(crystals) / sum(crystals))
 
     def on_train_batch_end(self, outputs: Any, batch: CrystalBatch, batch_idx: int) -> None:
         """Look from time to time whether the loss is still a number."""
@@ -91,8 +107,10 @@ class TrainingModule(LightningModule):
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Losses of one batch with the false samples that belong to it at every epoch."""
-        generator = torch.Generator(self.device).manual_seed(self._step_seed(_VAL, 0, batch_idx))
-        self.val_meter.update(self.objective(batch, generator=generator), batch.num_graphs)
+        generator = torch.Generator(self.device).manual_seed(self._step_seed(_VAL, 0, self._number(batch_idx)))
+        loader = self._data.val
+        assert loader is not None  # noqa: S101 - this is one of its batches
+        self.val_meter.update(self.objective(batch, generator=generator), loader.crystals(batch_idx)[self.global_rank])
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of validation."""
@@ -117,12 +135,13 @@ class TrainingModule(LightningModule):
         """Stop where the loss or a parameter is no longer a number. Waits for the device.
 
         Args:
-            means: means of the epoch at its end; those of this process so far by default, without the parameters.
+            means: means of the epoch at its end; those so far by default, without the parameters.
 
         Raises:
             FloatingPointError: with advice.
         """
-        total = (self.train_meter.means() if means is None else means).get("total", 0.0)
+        # Means of all processes: they stop together, or the others would wait for one that has stopped.
+        total = (self.train_meter.reduced_means() if means is None else means).get("total", 0.0)
         broken = None if math.isfinite(total) else "the loss"
         if broken is None and means is not None:
             norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in self.parameters()]))
@@ -147,8 +166,17 @@ class TrainingModule(LightningModule):
         known = {name: value for name, value in means.items() if not math.isnan(value)}
         self.log_dict({tag(part, name): value for name, value in known.items()}, sync_dist=True)
 
-    def _step_seed(self, part: int, epoch: int, step: int) -> int:
-        words = np.random.SeedSequence([self.seed, part, epoch, step, self.global_rank]).generate_state(2, np.uint32)
+    @property
+    def _data(self) -> CrystalData:
+        return cast(CrystalData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _number(self, step: int) -> int:
+        """Number that the batch of this process has among those of all."""
+        return step * self.trainer.world_size + self.global_rank
+
+    def _step_seed(self, part: int, epoch: int, number: int) -> int:
+        # The zero was the number of the process once; it stays for runs of one process to draw what they drew.
+        words = np.random.SeedSequence([self.seed, part, epoch, number, 0]).generate_state(2, np.uint32)
         return int(words[0]) << 31 | int(words[1]) >> 1
 
 

@@ -74,7 +74,7 @@ class TrainOptions:
     )
     precision: Annotated[Precision, "32 or 64 bit numbers, or mixed precision with 16 or bf16"] = "32"
     accelerator: Annotated[Accelerator, "where to compute: gpu is CUDA; auto takes it where there is any"] = "auto"
-    devices: Annotated[int, "number of devices (processes, on a CPU)"] = 1
+    devices: Annotated[int, "number of devices (processes, on a CPU); each has batches of its own"] = 1
     compile: Annotated[
         bool, "fuse the costly steps with torch.compile where a C++ compiler is found; the numbers are the same"
     ] = True

@@ -91,6 +91,9 @@ def train(options: TrainOptions) -> RunResult:
     module = TrainingModule(
         objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
     )
+    if options.precision == "64":
+        # Lightning loads the parameters of a checkpoint before it converts the module, and so would round them.
+        module.double()
     directory = _directory(options)
     _announce(options, data, encoder, directory)
 
@@ -157,8 +160,10 @@ def train(options: TrainOptions) -> RunResult:
 def _strategy(options: TrainOptions) -> DDPStrategy | str:
     if options.devices == 1:
         return "auto"
-    # Labels leave the critics of an encoder without gradient.
-    return DDPStrategy(find_unused_parameters=options.objective == "supervised")
+    # Labels leave the critics of an encoder without gradient, and so does InfoNCE where a batch (of one crystal) has no
+    # false sample; other processes would wait for these gradients. Jensen-Shannon losses always reach all parameters.
+    unused = options.objective == "supervised" or options.encoder.get("estimator") == "info_nce"
+    return DDPStrategy(find_unused_parameters=unused)
 
 
 def _directory(options: TrainOptions) -> Path:

@@ -69,6 +69,14 @@ def test_processes_share_the_batches_evenly(crystals, monkeypatch, size):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         shares.append(rows_of(loader))
         assert len(shares[-1]) == len(loader)
+    steps = [loader.crystals(step) for step in range(len(loader))]
+    assert {len(step) for step in steps} == {size}
+    # Common to all processes; what is repeated adds nothing.
+    counts = list(itertools.chain.from_iterable(steps))
+    assert counts == [len(batch) for batch in whole] + [0] * (len(counts) - len(whole))
+    assert all(
+        steps[step][rank] in (len(batch), 0) for rank, share in enumerate(shares) for step, batch in enumerate(share)
+    )
     assert len({len(share) for share in shares}) == 1
     together = list(itertools.chain.from_iterable(shares))
     assert all(batch in together for batch in whole)

@@ -52,6 +52,7 @@ def test_batches_hold_what_they_hold_in_memory(path, window, shuffle):
                 assert batch[key] == value
         seen += batch.row.tolist()
         assert batch.num_nodes <= 40
+    assert [loader.crystals(step) for step in range(len(loader))] == [[len(rows)] for rows in rows_of(loader)]
     assert sorted(seen) == list(range(60))
     assert (seen == list(range(60))) == (not shuffle)
 

@@ -158,9 +158,10 @@ def test_a_seed_decides_everything(options):
     assert first.metrics["val/total"] == again.metrics["val/total"]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(options):
-    whole = train(options(name="whole", epochs=3))
-    half = options(name="half", epochs=1)
+@pytest.mark.parametrize("precision", ["32", "64"])
+def test_a_resumed_run_equals_an_uninterrupted_one(options, precision):
+    whole = train(options(name="whole", epochs=3, precision=precision))
+    half = options(name="half", epochs=1, precision=precision)
     checkpoint = train(half).directory / "last.ckpt"
     resumed = train(replace(half, epochs=3, resume=str(checkpoint)))
     assert resumed.directory == checkpoint.parent
