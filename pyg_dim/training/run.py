@@ -128,6 +128,8 @@ def train(options: TrainOptions) -> RunResult:
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         try:
             trainer.fit(module, datamodule=loaders, ckpt_path=options.resume)
+        except Interrupted:
+            raise
         except Exception as error:
             # Ctrl-C reaches the compilers that torch.compile has started too: what breaks then is no error of the run.
             if stop.signum is None:

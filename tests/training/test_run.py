@@ -179,6 +179,7 @@ def test_an_interrupted_epoch_is_taken_up_where_it_was_left(options, monkeypatch
             train(stopped)
     assert stop.value.signum == signum
     assert stop.value.checkpoint == Path(stopped.logdir) / "stopped" / "last.ckpt"
+    assert str(stop.value).endswith(f"saved in {stop.value.checkpoint}")
     # Epochs have more than one step, and the sixth is within the second one.
     assert 0 < steps[-1] < max(steps)
     with monkeypatch.context() as patch:
