@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
         return True
 
     def set_kernels(self, enabled: bool) -> None:
-        """Run heavy steps by the C++ kernels of :mod:`pyg_dim.native` where these serve (the same numbers); on the CPU.
+        """Run heavy steps by the C++ kernels of ``pyg_dim.native`` where these serve (the same numbers); on the CPU.
 
         Here those are the critics; encoders add to them.
 

@@ -24,6 +24,7 @@ from pyg_dim.models.equals import Equals
 from pyg_dim.models.layer_norm import LayerNorm
 from pyg_dim.native import LANES
 from pyg_dim.native.attention import attend
+from pyg_dim.native.lengths import embed_lengths
 from pyg_dim.native.mish_norm import mish_norm
 from pyg_dim.native.pair_rows import PairRows, rows_of
 from pyg_dim.rows import add_rows, gather_rows
@@ -38,7 +39,7 @@ class Block(nn.Module):
         out_channels: output width.
 
     Attributes:
-        fused: use the kernel of :mod:`pyg_dim.native` where it can be.
+        fused: use the kernel of ``pyg_dim.native`` where it can be.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -108,6 +109,7 @@ class PairAttention(nn.Module):
     ) -> None:
         super().__init__()
         width = 2 * site_channels + pair_channels
+        self.pair_channels = pair_channels
         self.attention = _chain(width, attention_hidden)
         self.logits = nn.Linear(attention_hidden[-1], heads)
         self.value = _chain(width, [*value_hidden, value_channels])
@@ -156,22 +158,26 @@ class PairAttention(nn.Module):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether :meth:`fused` serves this shape: one hidden layer each, widths that fill vectors, no new pairs."""
+        """Whether the kernels serve this shape: one hidden layer each, widths that fill vectors, no new pairs."""
+        one_layer = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
         widths = [self.logits.in_features, *(_block(block).linear.out_features for block in self.value)]
-        shape = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
-        return shape and not any(width % LANES for width in widths)
+        return one_layer and not any(width % LANES for width in (*widths, self.pair_channels))
 
-    def of_pairs(self, e: Tensor) -> Tensor:
-        """What pair features add to the first layers of attention weights and values.
+    def of_lengths(self, length: Tensor, embed: Block) -> Tensor:
+        """What pairs of each length add to the first layers of attention weights and values, by a kernel.
 
         Args:
-            e: [D, P] pair features.
+            length: [D] lengths, in angstrom.
+            embed: layers that make pair features of a length; scale and offset of their norm are folded into what
+                follows.
 
         Returns:
             [D, F] numbers, F the sum of the widths of both layers.
         """
-        weight = torch.cat([_first(chain).linear.weight[:, -e.size(1) :] for chain in (self.attention, self.value)])
-        return e @ weight.T
+        width = embed.linear.out_features
+        weight = torch.cat([_first(chain).linear.weight[:, -width:] for chain in (self.attention, self.value)])
+        bias = weight @ embed.norm.bias
+        return embed_lengths(length, embed.linear.weight[:, 0], embed.linear.bias, weight * embed.norm.weight, bias)
 
     def fused(self, x: Tensor, pairs: Tensor, rows: PairRows, count: Tensor | None = None) -> Tensor:
         """What :meth:`forward` gathers, by a kernel that keeps nothing of a pair in memory.
@@ -181,7 +187,7 @@ class PairAttention(nn.Module):
 
         Args:
             x: [N, C] site features.
-            pairs: [D, F] what pairs of each different length add to the first layers, from :meth:`of_pairs`.
+            pairs: [D, F] what pairs of each different length add to the first layers, from :meth:`of_lengths`.
             rows: the pairs.
             count: [E] how many equal pairs each stands for; one where None.
 
@@ -258,8 +264,7 @@ class LocalEncoder(nn.Module):
         """
         pairs = None if torch.is_grad_enabled() else shared.get((self, rows))
         if pairs is None:
-            length = distance.index_select(0, rows.member)
-            pairs = self.kernel_block.of_pairs(self.embed_pair(length[:, None]))
+            pairs = self.kernel_block.of_lengths(distance.index_select(0, rows.member), self.embed_pair)
             shared[self, rows] = pairs.detach()
         hidden = self.kernel_block.fused(self.embed_site(x), pairs, rows, count)
         return self.output(hidden), hidden
@@ -398,7 +403,7 @@ class SiteNet(Encoder):
 
     @property
     def has_kernels(self) -> bool:
-        """Whether the kernels serve this shape, see :meth:`PairAttention.has_kernel`."""
+        """Whether the kernels serve this shape, see ``PairAttention.has_kernel``."""
         return len(self.local.blocks) == 1 and self.local.kernel_block.has_kernel
 
     def set_kernels(self, enabled: bool) -> None:

@@ -64,7 +64,7 @@ class Level(nn.Module):
         estimator: loss of the scores: "jensen_shannon" or "info_nce".
 
     Attributes:
-        fused: score with the kernel of :mod:`pyg_dim.native` where it covers the case (the same numbers).
+        fused: score with the kernel of ``pyg_dim.native`` where it covers the case (the same numbers).
         compiled: score with code that torch.compile fuses elsewhere; worth it where constituents are many.
 
     Raises:
