@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyg_dim import record
 from pyg_dim.data import CrystalDataset, CrystalLoader, load_dataset
 from pyg_dim.level import Level
-from pyg_dim.models import MODELS, build
+from pyg_dim.models import MODELS, Encoder, build
 from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
@@ -129,7 +129,9 @@ def programs(
     calls = {SUPERVISED: learn(lambda: head(encoder(batch))), "Deep InfoMax": pretrain, "embedding": embed}
     found |= {title: switched(call, False) for title, call in calls.items()}
     found["supervised, recorded"] = switched(learn(recorded), False)
-    found |= {f"{title}, kernels": switched(call, True) for title, call in calls.items()}
+    # Of most encoders kernels serve the critics alone.
+    served = calls if type(encoder).set_kernels is not Encoder.set_kernels else {"Deep InfoMax": pretrain}
+    found |= {f"{title}, kernels": switched(call, True) for title, call in served.items()}
 
     width = [f"{batch.z.numel() / len(dataset):.1f} sites", f"{batch.edge_dist.numel() / len(dataset):.0f} edges"]
     width += [f"{batch.line_cos.numel() / len(dataset):.0f} angles"] if "line_cos" in batch else []

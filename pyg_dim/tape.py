@@ -291,7 +291,7 @@ def record(
             group is of. Without it every group counts by itself, and ``other`` means other groups.
         isolate: levels hand their representation on without gradient, and what goes around them is cut off from
             earlier levels, so that each learns from its own loss alone (sec. 2.4 of the paper).
-        shared: :attr:`Tape.shared` of a pass over the same geometry, with the parameters that the model still has.
+        shared: that of the :class:`Tape` of a pass over the same geometry with the same parameters.
 
     Yields:
         The :class:`Tape`.

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pyg_dim.models import SiteNet, build
-from pyg_dim.models.sitenet import PairAttention
+from pyg_dim.models.pair_attention import PairAttention
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu"]

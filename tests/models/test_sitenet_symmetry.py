@@ -15,7 +15,7 @@ from pyg_dim import native
 from pyg_dim.data import Crystal, CrystalLoader, DenseSupercell, SymmetryClasses, load_dataset
 from pyg_dim.data.keys import EQUALS_KEYS, forget
 from pyg_dim.models import SiteNet
-from pyg_dim.models.sitenet import PairAttention
+from pyg_dim.models.pair_attention import PairAttention
 from pyg_dim.objectives.deep_infomax import KINDS, DeepInfoMax
 
 SMALL: dict[str, Any] = {
@@ -157,7 +157,7 @@ def test_bfloat16_autocast_stays_close(crystals_of) -> None:
 @pytest.mark.parametrize("what", ["hand-made", "noisy", "prototypes"])
 def test_kernels_count_pairs(crystals_of, what, heads, monkeypatch) -> None:
     """Against the plain path of all pairs, in PyTorch."""
-    wide = {"site_channels": 16, "pair_channels": 6, "attention_hidden": [16], "value_hidden": [32]}
+    wide = {"site_channels": 16, "pair_channels": 16, "attention_hidden": [16], "value_hidden": [32]}
     model = SiteNet(**(SMALL | wide), heads=heads, noise="none").double()
     few, plain = with_classes_and_without(model, crystals_of(what))
     objective = DeepInfoMax(model, KINDS)
