@@ -76,7 +76,7 @@ class TrainOptions:
     accelerator: Annotated[Accelerator, "where to compute: gpu is CUDA; auto takes it where there is any"] = "auto"
     devices: Annotated[int, "number of devices (processes, on a CPU); each has batches of its own"] = 1
     compile: Annotated[
-        bool, "fuse the costly steps with torch.compile where a C++ compiler is found; the numbers are the same"
+        bool, "costly steps by C++ kernels, or torch.compile, where a compiler is found; the numbers are the same"
     ] = True
     logdir: Annotated[str, "folder of the runs, for tensorboard --logdir"] = "runs"
     name: Annotated[
