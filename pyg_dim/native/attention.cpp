@@ -14,6 +14,7 @@
 
 constexpr int FIRST = ATTENTION + HIDDEN;
 constexpr int A = ATTENTION / LANES, B = HIDDEN / LANES, C = VALUE / LANES, F = FIRST / LANES;
+static_assert(ATTENTION % LANES == 0 && HIDDEN % LANES == 0 && VALUE % LANES == 0);
 
 struct Graph {
     Rows rows;
@@ -80,7 +81,7 @@ static void forward_row(const Graph& graph, int64_t site, const T* at_target, co
         for (int v = 0; v < C; ++v) store(&row.value[p * VALUE + v * LANES], x[v]);
     }
     for (int h = 0; h < HEADS; ++h) {
-        T* w = &row.weight[h * row.longest];
+        T* w = row.weight.data() + h * row.longest;
         T largest = pairs ? w[0] : 0, total = 0;
         for (int64_t p = 1; p < pairs; ++p) largest = w[p] > largest ? w[p] : largest;
         for (int64_t p = 0; p < pairs; ++p) {

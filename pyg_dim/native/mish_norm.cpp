@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 constexpr int C = CHANNELS / LANES;
+static_assert(CHANNELS % LANES == 0);
 
 extern "C" void mish_norm(T* out, const T* in, const T* scale, const T* offset, int64_t rows, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

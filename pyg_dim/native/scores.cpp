@@ -11,6 +11,7 @@
 #include "rows.h"
 
 constexpr int C = KEY / LANES;
+static_assert(KEY % LANES == 0);
 
 struct Set {
     const T* shared;       // [sites, KEY], or null
@@ -42,6 +43,11 @@ static inline T score(const T* query, const Vec* key) {
     return sum(product);
 }
 
+// Zeros up to a whole vector: what another row left there may be infinite.
+static inline void fill_last(T* scores, int64_t count) {
+    for (int64_t p = count; p % LANES; ++p) scores[p] = 0;
+}
+
 extern "C" void score_rows(T* sums, T* norms, const T* queries, const T* offsets, const T* slope, const Set* sets,
     int64_t num_sets, const Way* ways, int64_t num_ways, const int64_t* first, const int64_t* block, int64_t blocks,
     int64_t longest, int threads) {
@@ -64,6 +70,7 @@ extern "C" void score_rows(T* sums, T* norms, const T* queries, const T* offsets
                 }
             for (int64_t w = 0; w < num_ways; ++w) {
                 const T offset = offsets[ways[w].target[i]];
+                fill_last(scores.data() + w * padded, count);
                 Vec total{};
                 T norm = 0;
                 for (int64_t p = 0; p < count; p += LANES) {
@@ -120,6 +127,7 @@ extern "C" void score_rows_backward(const T* gradient, const T* queries, const T
                 // From here on scores holds the gradients of the scores.
                 for (int64_t w = 0; w < num_ways; ++w) {
                     if (ways[w].set != s) continue;
+                    fill_last(scores.data() + w * padded, count);
                     const T offset = offsets[ways[w].target[i]], factor = gradient[w * num_rows + i];
                     Vec total{};
                     for (int64_t p = 0; p < count; p += LANES) {

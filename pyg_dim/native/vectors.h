@@ -38,7 +38,7 @@ static inline T sum_halves(Lanes values) {
 
 static inline T sum(Vec values) { return sum_halves<64>(values); }
 
-// e^x for x in [-87, 20] (values outside are set to the ends), to rounding.
+// e^x for x in [-87, 20] (values outside are set to the ends), to rounding; NaN for NaN.
 static inline Vec exp(Vec x) {
     constexpr bool single = sizeof(T) == 4;
     constexpr T shifter = single ? T(12582912) : T(6755399441055744);  // 1.5 * 2^mantissa: adding it rounds
@@ -55,7 +55,11 @@ static inline Vec exp(Vec x) {
     Vec value = fill(inverse_factorial[degree]);
 #pragma GCC unroll 16
     for (int k = degree - 1; k >= 0; --k) value = value * rest + inverse_factorial[k];
-    return (Vec)((IntVec)value + ((IntVec)shifted << (single ? 23 : 52)));
+    // A product, since adding to the exponent of NaN could make a number of it.
+    constexpr T one = 1;
+    Int exponent;
+    std::memcpy(&exponent, &one, sizeof(T));
+    return value * (Vec)(((IntVec)shifted << (single ? 23 : 52)) + exponent);
 }
 
 // ln(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)).
