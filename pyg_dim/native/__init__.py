@@ -38,10 +38,20 @@ def usable(*values: Tensor) -> bool:
 
 
 @cache
-def fault() -> str | None:
-    """Why the kernels cannot be built on this machine, or None where they can; it is tried once."""
+def fault(name: str = "layout", dtype: torch.dtype = torch.float32, **widths: int) -> str | None:
+    """Why a library of kernels cannot be built on this machine, or None where it can; it is tried once.
+
+    Args:
+        name: source file, see :func:`pyg_dim.native.library.library`.
+        dtype: float32 or float64.
+        **widths: constants that the file asks for.
+
+    Returns:
+        The reason.
+    """
     try:
-        library("layout", torch.float32)
+        library(name, dtype, **widths)
     except NoKernelError as error:
+        _logger.warning("PyTorch's own kernels are used: %s", error)
         return str(error)
     return None

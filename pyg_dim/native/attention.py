@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library, threads
 from pyg_dim.native.pair_rows import PairRows
 
 
@@ -32,9 +31,7 @@ class _Attend(torch.autograd.Function):
             "ATTENTION": logits.size(1), "HIDDEN": weight.size(1), "VALUE": bias.numel(), "HEADS": logits.size(0)
         }  # fmt: skip
         ctx.rows, ctx.count = rows, count
-        library("attention", out.dtype, **ctx.widths).attend(
-            pointer(out), *map(pointer, values), *_graph(rows, count), torch.get_num_threads()
-        )
+        call(library("attention", out.dtype, **ctx.widths).attend, out, *values, *_graph(rows, count), threads())
         ctx.save_for_backward(*values, weight)
         return out
 
@@ -43,21 +40,17 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         at_target, at_source, at_pair, logits, transposed, bias, weight = ctx.saved_tensors
         found = [torch.zeros_like(t) for t in (at_target, at_source, at_pair, logits, transposed, bias)]
-        library("attention", gradient.dtype, **ctx.widths).attend_backward(
-            *map(pointer, (gradient.contiguous(), at_target, at_source, at_pair, logits, transposed)),
-            *map(pointer, (weight.contiguous(), bias)), *_graph(ctx.rows, ctx.count),
-            *map(pointer, found), torch.get_num_threads(),
+        call(
+            library("attention", gradient.dtype, **ctx.widths).attend_backward,
+            *(gradient.contiguous(), at_target, at_source, at_pair, logits, transposed, weight.contiguous(), bias),
+            *_graph(ctx.rows, ctx.count), *found, threads(),
         )  # fmt: skip
         found[4] = found[4].T
         return (*found, None, None)
 
 
 def _graph(rows: PairRows, count: Tensor | None) -> tuple[Any, ...]:
-    return (
-        *map(pointer, (rows.first, rows.source, rows.place, count, rows.block)),
-        ctypes.c_int64(rows.blocks),
-        ctypes.c_int64(rows.longest),
-    )
+    return rows.first, rows.source, rows.place, count, rows.block, rows.blocks, rows.longest
 
 
 def attend(
@@ -84,13 +77,24 @@ def attend(
         logits: [heads, A] q.
         weight: [V, B] W.
         bias: [V] b.
-        rows: the pairs.
-        count: [E] multiplicity m of each pair, in the type of the others; one where None.
+        rows: the pairs, with their lengths.
+        count: [E] multiplicity m > 0 of each pair, in the type of the others, without gradient; one where None.
 
     Returns:
         [N, heads * V] sums; zero where a site has no pair.
 
     Raises:
+        ValueError: shapes or types that do not fit.
         NoKernelError: the kernel cannot be built here.
     """
+    values = (at_target, at_source, at_pair, logits, weight, bias)
+    sites, width = rows.first.numel() - 1, logits.size(1) + weight.size(1)
+    shapes = [(sites, width), (sites, width), (rows.member.numel(), width), logits.shape[:2], weight.shape[:2]]
+    if [t.shape for t in values] != [*shapes, weight.shape[:1]] or len({t.dtype for t in values}) > 1:
+        raise ValueError(f"attend was given {[(t.dtype, *t.shape) for t in values]} for {sites} sites")
+    if rows.place.shape != rows.source.shape:
+        raise ValueError("attend needs rows that were made with the lengths of their pairs")
+    if count is not None and (count.shape != rows.source.shape or count.dtype != bias.dtype or count.requires_grad):
+        raise ValueError("attend needs a count for each pair, in the type of the others and without gradient")
+    count = None if count is None else count.contiguous()
     return _Attend.apply(at_target, at_source, at_pair, logits, weight, bias, rows, count)

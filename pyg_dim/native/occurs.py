@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library, threads
 from pyg_dim.native.pair_rows import PairRows
 
 
@@ -29,11 +29,11 @@ def edges_occur(
     """
     length = length.detach().contiguous()
     out = torch.empty(length.shape, dtype=torch.bool)
-    library("occurs", length.dtype).edges_occur(
-        pointer(out), pointer(rows.first), *map(ctypes.c_int64, (target.numel(), rows.longest)),
-        *map(pointer, (target.contiguous(), rows.source, length, species.contiguous(), true_species.contiguous())),
-        ctypes.c_double(tolerance), torch.get_num_threads(),
-    )  # fmt: skip
+    call(
+        library("occurs", length.dtype).edges_occur,
+        *(out, rows.first, target.numel(), rows.longest, _integers(target), rows.source, length),
+        *(_integers(species), _integers(true_species), ctypes.c_double(tolerance), threads()),
+    )
     return out
 
 
@@ -49,10 +49,10 @@ def environments(rows: PairRows, length: Tensor, label: Tensor) -> Tensor:
         [N, K] float64 sums.
     """
     length, label, out = length.detach().contiguous(), label.contiguous(), torch.empty_like(label)
-    library("occurs", length.dtype).environments(
-        pointer(out), pointer(rows.first), ctypes.c_int64(label.size(0)), *map(pointer, (rows.source, length, label)),
-        ctypes.c_int64(label.size(1)), torch.get_num_threads(),
-    )  # fmt: skip
+    call(
+        library("occurs", length.dtype).environments,
+        *(out, rows.first, label.size(0), rows.source, length, label, label.size(1), threads()),
+    )
     return out
 
 
@@ -81,9 +81,13 @@ def sites_occur(
     """
     out = torch.empty(species.shape, dtype=torch.bool)
     # The type of the numbers is float64 whatever the library's.
-    library("occurs", torch.float32).sites_occur(
-        pointer(out), ctypes.c_int64(species.numel()), *map(pointer, (crystal.contiguous(), ptr, species.contiguous())),
-        *map(pointer, (values.contiguous(), true_species.contiguous(), true_values.contiguous())),
-        ctypes.c_int64(values.size(1)), ctypes.c_double(tolerance), torch.get_num_threads(),
-    )  # fmt: skip
+    call(
+        library("occurs", torch.float32).sites_occur,
+        *(out, species.numel(), _integers(crystal), _integers(ptr), _integers(species), values.contiguous()),
+        *(_integers(true_species), true_values.contiguous(), values.size(1), ctypes.c_double(tolerance), threads()),
+    )
     return out
+
+
+def _integers(values: Tensor) -> Tensor:
+    return values.to(torch.int64).contiguous()

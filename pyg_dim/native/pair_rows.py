@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyg_dim.data.keys import EDGE_DIST, EDGE_INDEX
 from pyg_dim.native import usable
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +52,23 @@ def pair_rows(source: Tensor, target: Tensor, sites: int, length: Tensor | None 
         The :class:`PairRows`.
 
     Raises:
-        ValueError: the pairs are not sorted by target, or name sites that are not there.
+        ValueError: the pairs are not sorted by target, or name sites that are not there; tensors of another shape or
+            type than stated.
         NoKernelError: the kernels cannot be built here.
     """
+    if source.dtype != torch.int64 or target.dtype != torch.int64:
+        raise ValueError(f"numbers of sites must be int64, not {source.dtype} and {target.dtype}")
+    shapes = {source.shape, target.shape} if length is None else {source.shape, target.shape, length.shape}
+    if len(shapes) > 1 or target.dim() != 1 or target.numel() >= 2**31:
+        raise ValueError(f"sources, targets and lengths of pairs must be vectors of one length, not {shapes}")
     source, target = source.contiguous(), target.contiguous()
     length = None if length is None else length.detach().contiguous()
     pairs = target.numel()
     first, block = source.new_empty(sites + 1), source.new_empty(sites + 1)
     places = 0 if length is None else pairs
     place, member, sizes = torch.empty(places, dtype=torch.int32), source.new_empty(places), source.new_empty(3)
-    fault = library("layout", torch.float32 if length is None else length.dtype).layout(
-        *map(pointer, (source, target, length)), ctypes.c_int64(pairs), ctypes.c_int64(sites),
-        *map(pointer, (first, block, place, member, sizes)),
-    )  # fmt: skip
+    layout = library("layout", torch.float32 if length is None else length.dtype).layout
+    fault = call(layout, source, target, length, pairs, sites, first, block, place, member, sizes)
     if fault:
         raise ValueError(f"pairs must be sorted by target and lead between the {sites} sites")
     blocks, lengths, longest = sizes.tolist()
@@ -73,7 +78,10 @@ def pair_rows(source: Tensor, target: Tensor, sites: int, length: Tensor | None 
 def rows_of(
     batch: Any, index_key: str = EDGE_INDEX, length_key: str = EDGE_DIST, sites: int | None = None
 ) -> PairRows | None:
-    """The rows of the pairs of a crystal batch, found once: copies of the batch with other species have them, too.
+    """The rows of the pairs of a crystal batch, found once: batches that share its pairs have them, too.
+
+    They are forgotten with the lengths. Pairs that are changed in place are another graph, but only PyTorch's own
+    operations are noticed (not those of NumPy on the same memory, nor what is done to ``tensor.data``).
 
     Args:
         batch: crystal batch.
@@ -88,16 +96,21 @@ def rows_of(
     index, length = batch[index_key], batch[length_key]
     if length.requires_grad or not usable(length.new_empty(0)):
         return None
-    # Kept beside the tensors that they were made of: another tensor, or a changed one, is another graph.
-    kept = batch.__dict__.setdefault(_KEPT, {}).get(index_key)
-    versions = (index._version, length._version)
-    if kept is None or kept[0] is not index or kept[1] is not length or kept[2] != versions:
-        try:
-            rows = pair_rows(index[0], index[1], batch.z.numel() if sites is None else sites, length)
-        except ValueError:
-            rows = None
-        batch.__dict__[_KEPT][index_key] = kept = (index, length, versions, rows)
-    return kept[3]
+    sites = batch.z.numel() if sites is None else sites
+    # Without gradients for good, tensors do not count their changes.
+    counted = not (index.is_inference() or length.is_inference())
+    made_of = (index._version, length._version, sites) if counted else None
+    kept = _KEPT.get(length)
+    if made_of is not None and kept is not None and kept[0] is index and kept[1] == made_of:
+        return kept[2]
+    try:
+        rows = pair_rows(index[0], index[1], sites, length)
+    except ValueError:
+        rows = None
+    if made_of is not None:
+        _KEPT[length] = (index, made_of, rows)
+    return rows
 
 
-_KEPT = "_pair_rows"
+# By lengths: the indices that the rows were found for, the versions of both and the number of sites, and the rows.
+_KEPT: Final[MutableMapping[Tensor, tuple[Tensor, tuple[int, ...], PairRows | None]]] = WeakTensorKeyDictionary()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library, pointer, threads
 from pyg_dim.native.pair_rows import PairRows
 
 
@@ -23,7 +23,7 @@ class Keys:
         shared: [G, K] what constituents of the same source share, or None.
         index: [n] int64, source of each; its group where nothing is shared.
         own: [n, K] what each adds, or None.
-        length: [n] number that each adds a multiple of ``slope`` for, or None.
+        length: [n] number that each adds a multiple of ``slope`` for, without gradient, or None.
     """
 
     shared: Tensor | None
@@ -40,7 +40,7 @@ class Way:
         keys: number of the set.
         belongs: whether the constituents are true ones.
         target: [G] int64, group that the constituents of each row are scored against.
-        weight: [n] weights >= 0, or None for equal ones.
+        weight: [n] weights >= 0 without gradient, or None for equal ones.
     """
 
     keys: int
@@ -77,9 +77,10 @@ class _ScoreRows(torch.autograd.Function):
         sums = queries.new_empty(len(ways), queries.size(0))
         norms = torch.empty_like(sums)
         ctx.rows, ctx.indices, ctx.lengths, ctx.ways = rows, indices, lengths, ways
-        library("scores", sums.dtype, KEY=queries.size(1)).score_rows(
-            *map(pointer, (sums, norms, queries, offsets, slope)),
-            *_sets(features, indices, lengths), *_ways(ways), *_rows(rows),
+        call(
+            library("scores", sums.dtype, KEY=queries.size(1)).score_rows,
+            *(sums, norms, queries, offsets, slope),
+            *_sets(features, indices, lengths), *_ways(ways), *_rows(rows), threads(),
         )  # fmt: skip
         ctx.save_for_backward(queries, offsets, slope, *features)
         ctx.mark_non_differentiable(norms)
@@ -93,11 +94,11 @@ class _ScoreRows(torch.autograd.Function):
         d_slope = torch.zeros_like(slope)
         d_queries = queries.new_empty(len(ctx.ways), *queries.shape)
         d_offsets = queries.new_empty(len(ctx.ways), queries.size(0))
-        rows = _rows(ctx.rows)
-        library("scores", queries.dtype, KEY=queries.size(1)).score_rows_backward(
-            *map(pointer, (gradient.contiguous(), queries, offsets, slope)),
-            *_sets(features, ctx.indices, ctx.lengths, found), *_ways(ctx.ways), *rows[:-1],
-            *map(pointer, (d_queries, d_offsets, d_slope)), rows[-1],
+        call(
+            library("scores", queries.dtype, KEY=queries.size(1)).score_rows_backward,
+            *(gradient.contiguous(), queries, offsets, slope),
+            *_sets(features, ctx.indices, ctx.lengths, found), *_ways(ctx.ways), *_rows(ctx.rows),
+            *(d_queries, d_offsets, d_slope, threads()),
         )  # fmt: skip
         target = torch.cat([way.target for way in ctx.ways])
         at_queries = torch.zeros_like(queries).index_add_(0, target, d_queries.flatten(0, 1))
@@ -110,27 +111,23 @@ def _sets(
     indices: Sequence[Tensor],
     lengths: Sequence[Tensor | None],
     gradients: Sequence[Tensor | None] | None = None,
-) -> tuple[Any, ctypes.c_int64]:
+) -> tuple[Any, int]:
     gradients = [None] * len(features) if gradients is None else gradients
     made = [
         _Set(*(pointer(t).value for t in (features[2 * k], indices[k], features[2 * k + 1], lengths[k],
                                           gradients[2 * k], gradients[2 * k + 1])))
         for k in range(len(indices))
     ]  # fmt: skip
-    return (_Set * len(made))(*made), ctypes.c_int64(len(made))
+    return (_Set * len(made))(*made), len(made)
 
 
-def _ways(ways: Sequence[Way]) -> tuple[Any, ctypes.c_int64]:
+def _ways(ways: Sequence[Way]) -> tuple[Any, int]:
     made = [_Way(way.keys, way.belongs, pointer(way.target).value, pointer(way.weight).value) for way in ways]
-    return (_Way * len(made))(*made), ctypes.c_int64(len(made))
+    return (_Way * len(made))(*made), len(made)
 
 
 def _rows(rows: PairRows) -> tuple[Any, ...]:
-    return (
-        *map(pointer, (rows.first, rows.block)),
-        *map(ctypes.c_int64, (rows.blocks, rows.longest)),
-        torch.get_num_threads(),
-    )
+    return rows.first, rows.block, rows.blocks, rows.longest
 
 
 def score_rows(
@@ -145,7 +142,8 @@ def score_rows(
         queries: [G, K] q.
         offsets: [G] o.
         slope: [K] s.
-        keys: sets of constituents, in the rows of ``rows``; sources lie in the block of their row.
+        keys: sets of constituents, in the rows of ``rows``; where they share something, their sources are those of the
+            rows.
         ways: ways in which they are scored.
         rows: the rows.
 
@@ -153,13 +151,40 @@ def score_rows(
         ([ways, G] sums, [ways, G] sums of the weights).
 
     Raises:
+        ValueError: shapes or types that do not fit, targets or sources that are not there.
         NoKernelError: the kernel cannot be built here.
     """
+    _check(queries, offsets, slope, keys, ways, rows)
     ways = [Way(w.keys, w.belongs, w.target.contiguous(), _contiguous(w.weight, queries.dtype)) for w in ways]
     features = [tensor for one in keys for tensor in (one.shared, one.own)]
     indices = [one.index.contiguous() for one in keys]
     lengths = [_contiguous(one.length, queries.dtype) for one in keys]
     return _ScoreRows.apply(rows, indices, lengths, ways, queries, offsets, slope, *features)
+
+
+def _check(
+    queries: Tensor, offsets: Tensor, slope: Tensor, keys: Sequence[Keys], ways: Sequence[Way], rows: PairRows
+) -> None:
+    groups, width, pairs = rows.first.numel() - 1, slope.numel(), rows.source.numel()
+    expected = [(queries, (groups, width)), (offsets, (groups,)), (slope, (width,))]
+    for one in keys:
+        expected += [(one.shared, (groups, width)), (one.own, (pairs, width)), (one.length, (pairs,))]
+        if one.shared is not None and not torch.equal(one.index, rows.source):
+            raise ValueError("the sources of constituents are not those of the rows")
+    expected += [(way.weight, (pairs,)) for way in ways]
+    for values, shape in expected:
+        if values is not None and values.shape != shape:
+            raise ValueError(f"score_rows was given numbers of shape {tuple(values.shape)} where {shape} is needed")
+    types = {t.dtype for t in (queries, offsets, slope, *(t for k in keys for t in (k.shared, k.own) if t is not None))}
+    if len(types) > 1:
+        raise ValueError(f"score_rows takes numbers of one type, not {types}")
+    if any(t is not None and t.requires_grad for t in (*(k.length for k in keys), *(w.weight for w in ways))):
+        raise ValueError("score_rows has no gradient of lengths and weights")
+    for way in ways:
+        if way.target.shape != (groups,) or way.target.dtype != torch.int64:
+            raise ValueError("score_rows needs an int64 target of each group")
+        if groups and not 0 <= int(way.target.min()) <= int(way.target.max()) < groups:
+            raise ValueError(f"targets of constituents lie outside of the {groups} groups")
 
 
 def _contiguous(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
