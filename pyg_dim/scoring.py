@@ -98,9 +98,15 @@ def fused_score_terms(
         what :func:`pyg_dim.native.usable` excludes.
     """
     targets = [target for target in group_targets if target is not None]
-    if not isinstance(critic, DotProductCritic) or len(targets) < len(group_targets):
+    # A subclass may have other keys.
+    if type(critic) is not DotProductCritic or len(targets) < len(group_targets):
         return None
-    if z.dtype != critic.c_hidden.weight.dtype or not native.usable(z.new_empty(critic.c_hidden.out_features)):
+    width, dtype = critic.c_hidden.out_features, z.dtype
+    if dtype != critic.c_hidden.weight.dtype or not native.usable(z.new_empty(width)):
+        return None
+    if any(weight is not None and weight.requires_grad for _, ways in sets for _, _, weight in ways):
+        return None
+    if native.fault("scores", dtype, KEY=width) is not None:
         return None
     layers = [_hidden_layer(critic, parts, index, z.size(0)) for parts, _ in sets]
     known = [layer for layer in layers if layer is not None]
@@ -112,7 +118,7 @@ def fused_score_terms(
     if len(known) < len(layers) or not alike:
         return None
     keys, slopes = [keys for keys, _ in known], [slope for _, slope in known]
-    if any(one.index.data_ptr() != keys[0].index.data_ptr() for one in keys):
+    if any(not _same(one.index, keys[0].index) for one in keys):
         return None
     try:
         rows = pair_rows(keys[0].index, index, z.size(0))
@@ -135,6 +141,11 @@ def fused_score_terms(
     return list(zip(means.view_as(sums).unbind(), valid.view_as(sums).unbind(), strict=True))
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same piece of memory."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
 def _hidden_layer(
     critic: DotProductCritic, parts: Parts, group: Tensor, groups: int
 ) -> tuple[Keys, Tensor | None] | None:
@@ -143,11 +154,13 @@ def _hidden_layer(
     shared = source = own = length = slope = None
     for (features, index), weight in zip(parts, layer.weight.split([f.size(-1) for f, _ in parts], dim=1), strict=True):
         if index is not None:
-            if features.size(0) != groups or (source is not None and source.data_ptr() != index.data_ptr()):
+            if features.size(0) != groups or (source is not None and not _same(source, index)):
                 return None
             source = index
             shared = features @ weight.T if shared is None else shared + features @ weight.T
         elif length is None and features.size(-1) == 1:
+            if features.dtype != weight.dtype or features.requires_grad:
+                return None
             length, slope = features[:, 0], weight[:, 0]
         else:
             own = features @ weight.T if own is None else own + features @ weight.T

@@ -9,11 +9,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from pyg_dim import native
 from pyg_dim.constituents import Constituents
 from pyg_dim.native.occurs import edges_occur as native_edges_occur
 from pyg_dim.native.occurs import environments as native_environments
 from pyg_dim.native.occurs import sites_occur as native_sites_occur
-from pyg_dim.native.pair_rows import rows_of
+from pyg_dim.native.pair_rows import PairRows, rows_of
 
 DISTANCE_TOLERANCE: Final = 1e-3
 """Two distances closer than this are equal, in angstrom: the noise of relaxed structures."""
@@ -22,6 +23,12 @@ _FREQUENCIES: Final = tuple(math.sqrt(p) for p in (2, 3, 5, 7))
 _SPECIES: Final = 128
 ROUNDING: Final = 1e-6
 """Features that differ by a smaller share of their range are equal, unless a level knows better."""
+
+
+def _rows(batch: Any, dtype: torch.dtype) -> PairRows | None:
+    """Rows of the batch where the kernels of that type can be used."""
+    rows = rows_of(batch)
+    return None if rows is None or native.fault("occurs", dtype) is not None else rows
 
 
 def edges_occur(batch: Any, site_target: Tensor, species: Tensor) -> Tensor:
@@ -35,7 +42,7 @@ def edges_occur(batch: Any, site_target: Tensor, species: Tensor) -> Tensor:
     Returns:
         [E] bool.
     """
-    if (rows := rows_of(batch)) is not None:
+    if (rows := _rows(batch, batch.edge_dist.dtype)) is not None:
         return native_edges_occur(rows, batch.edge_dist, site_target, species, batch.z, DISTANCE_TOLERANCE)
     source, target = batch.edge_index
     true = target * _SPECIES + batch.z[source]
@@ -132,7 +139,7 @@ def environments(batch: Any, species: Tensor) -> Tensor:
         [N, 4] float64 fingerprints.
     """
     label = (species[:, None] * _frequencies(species.device)).frac()
-    if (rows := rows_of(batch)) is not None:
+    if (rows := _rows(batch, batch.edge_dist.dtype)) is not None:
         return native_environments(rows, batch.edge_dist, label)
     source, target = batch.edge_index
     terms = label[source] / (1.0 + batch.edge_dist.double())[:, None]
@@ -157,7 +164,7 @@ def sites_occur(
     Returns:
         [N] bool.
     """
-    if rows_of(batch) is not None:
+    if _rows(batch, torch.float32) is not None:
         return native_sites_occur(
             crystal, batch.ptr, species, fingerprint, true_species, true_fingerprint, _FINGERPRINT_TOLERANCE
         )
