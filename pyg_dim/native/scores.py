@@ -166,7 +166,9 @@ def _check(
     queries: Tensor, offsets: Tensor, slope: Tensor, keys: Sequence[Keys], ways: Sequence[Way], rows: PairRows
 ) -> None:
     groups, width, pairs = rows.first.numel() - 1, slope.numel(), rows.source.numel()
-    expected = [(queries, (groups, width)), (offsets, (groups,)), (slope, (width,))]
+    expected: list[tuple[Tensor | None, tuple[int, ...]]] = [
+        (queries, (groups, width)), (offsets, (groups,)), (slope, (width,))
+    ]  # fmt: skip
     for one in keys:
         expected += [(one.shared, (groups, width)), (one.own, (pairs, width)), (one.length, (pairs,))]
         if one.shared is not None and not torch.equal(one.index, rows.source):
