@@ -129,7 +129,7 @@ def test_critics_that_are_not_covered(critic) -> None:
     assert terms(fused_score_terms, critic, z, c.parts, index) is None
 
 
-def test_sets_that_are_not_covered() -> None:
+def test_sets_that_are_not_covered(monkeypatch) -> None:
     critic = DotProductCritic(4, 4).double()
     z, c, index = constituents()
     (x, source), (d, _) = c.parts
@@ -151,6 +151,8 @@ def test_sets_that_are_not_covered() -> None:
         assert terms(fused_score_terms, critic, z, **given) is None, name
     with torch.autocast("cpu"):
         assert terms(fused_score_terms, critic, z, c.parts, index) is None
+    monkeypatch.setattr(native, "fault", lambda name="layout", *_, **widths: "broken" if name == "scores" else None)
+    assert terms(fused_score_terms, critic, z, c.parts, index) is None
 
 
 def test_sets_of_another_kind_than_the_first() -> None:

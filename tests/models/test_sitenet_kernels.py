@@ -166,6 +166,16 @@ def test_parameters_that_change_between_steps(batch_of) -> None:
     torch.testing.assert_close(*steps, rtol=1e-8, atol=1e-10)
 
 
+def test_two_calls_in_one_recording(batch_of) -> None:
+    model, batch = SiteNet(**WIDTHS).double(), batch_of(NAMES)
+
+    def run() -> torch.Tensor:
+        with record(model, batch):
+            return model(batch) + 2 * model(batch)
+
+    compare(*both(model, run))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_embedding(mode, batch_of) -> None:
     model = SiteNet(**WIDTHS).double().eval()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim import record
+from pyg_dim import native, record
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.losses import crystal_mean, group_mean, kl_term
 from pyg_dim.models import SiteNet
+from pyg_dim.native.pair_rows import rows_of
 from pyg_dim.noise import perturb
 from pyg_dim.scoring import score_terms
 from pyg_dim.tape import FalseSample
@@ -129,13 +130,17 @@ def theirs() -> Theirs:
     return Theirs()
 
 
-@pytest.fixture
-def model(theirs: Theirs) -> SiteNet:
+@pytest.fixture(params=["plain", "kernels"])
+def model(theirs: Theirs, request: pytest.FixtureRequest) -> SiteNet:
+    kernels = request.param == "kernels"
+    if kernels and (reason := native.fault()) is not None:
+        pytest.skip(reason)
     model = SiteNet(post_pool=(64, 64)).double()
     state = {ours: theirs[f"{part}/{name}"] for ours, part, name in PARAMETERS}
     missing = set(model.state_dict()) ^ set(state)
     assert not missing, f"parameters without a counterpart: {missing}"
     model.load_state_dict(state)
+    model.set_kernels(kernels)
     return model.eval()  # no noise
 
 
@@ -165,7 +170,8 @@ def check_gradients(model: SiteNet, theirs: Theirs, part: str, prefix: str) -> N
 
 def test_local_encoder(model: SiteNet, theirs: Theirs) -> None:
     batch = theirs.batch()
-    site, hidden = model.local(batch.x, batch.edge_dist, *batch.edge_index)
+    assert rows_of(batch) is not None or not model.fused
+    site, hidden = model.of_sites(batch)
     close(hidden, theirs["out/encode"])
     close(site, theirs["out/z_local"])
 
@@ -225,7 +231,7 @@ def test_engineered_terms_of_the_crystal_level(model: SiteNet, theirs: Theirs) -
         model(theirs.batch())
     crystal = theirs["in/batch_coo"]
     false = [
-        FalseSample(kind, Constituents((theirs[f"engineered/{kind}"], None)), crystal, None)
+        FalseSample(kind, Constituents((theirs[f"engineered/{kind}"], None)), crystal, None, torch.arange(8))
         for kind in ("composition", "structure", "permuted")
     ]
     loss = model.global_level.loss(tape.records[1], false, kinds=())

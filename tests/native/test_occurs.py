@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyg_dim import native
 from pyg_dim.false_samples import equality
 from pyg_dim.false_samples.permutation import permutation
 from pyg_dim.false_samples.transplant import transplant
@@ -30,7 +31,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch):
 def test_edges(batch_of, plainly, dtype) -> None:
     batch = batch_of(NAMES, dtype)
     # Lengths on either side of the tolerance, and nearer than rounding.
-    noise = torch.tensor([0, 3e-4, 6e-4, 9e-4, 1.1e-3, 3e-3, 1e-8], dtype=dtype)
+    noise = torch.tensor([0, 3e-4, 6e-4, 9.7e-4, 1.03e-3, 3e-3, 1e-8], dtype=dtype)
     batch.edge_dist = batch.edge_dist + noise[torch.randint(7, batch.edge_dist.shape)]
     for _ in range(3):
         target = torch.randint(batch.z.numel(), batch.z.shape)
@@ -116,6 +117,18 @@ def test_false_samples_of_a_batch(batch_of, plainly, names) -> None:
             for name in ("keep_edges", "keep_sites"):
                 a, b = getattr(ours, name), getattr(plain, name)
                 assert (a is None and b is None) or a.equal(b)
+
+
+def test_a_kernel_that_cannot_be_built(batch_of, monkeypatch) -> None:
+    batch = batch_of(NAMES)
+    target, environment = torch.randperm(batch.z.numel()), equality.environments(batch, batch.z)
+    expected = equality.edges_occur(batch, target, batch.z)
+    monkeypatch.setattr(native, "fault", lambda name="layout", *_: "broken" if name == "occurs" else None)
+    for name in ("native_edges_occur", "native_environments", "native_sites_occur"):
+        monkeypatch.delattr(equality, name)
+    assert equality.edges_occur(batch, target, batch.z).equal(expected)
+    torch.testing.assert_close(equality.environments(batch, batch.z), environment)
+    assert equality.sites_occur(batch, batch.z, environment, batch.batch, batch.z, environment).all()
 
 
 def test_threads(batch_of, with_threads) -> None:
