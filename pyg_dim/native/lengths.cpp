@@ -7,6 +7,7 @@
 #include "vectors.h"
 
 constexpr int C = PAIR / LANES, TILE = 48;
+static_assert(PAIR % LANES == 0 && FIRST % LANES == 0);
 
 // Rows of N(mish(...)), and where asked for the derivatives of mish and the scales of the norm.
 static inline void features(const T* length, int64_t count, const T* slope, const T* offset, T* out, T* derivatives,

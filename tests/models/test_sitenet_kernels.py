@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from pyg_dim import native, record
-from pyg_dim.models import SiteNet, sitenet
+from pyg_dim.models import SiteNet, pair_attention
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 from pyg_dim.objectives.supervised import Supervised
 
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu", "NaCl"]
 WIDTHS = {
-    "site_channels": 16, "pair_channels": 5, "attention_hidden": [16], "value_hidden": [32], "local_channels": 8,
+    "site_channels": 16, "pair_channels": 16, "attention_hidden": [16], "value_hidden": [32], "local_channels": 8,
     "pre_pool": [16, 12], "post_pool": [32, 10],
 }  # fmt: skip
 COVERED = {
@@ -29,6 +29,7 @@ UNCOVERED = {
     "two hidden layers of the values": {"value_hidden": [16, 32]},
     "two hidden layers of the weights": {"attention_hidden": [16, 16]},
     "values of a width between": {"site_channels": 24},
+    "pair features of a width between": {"pair_channels": 5},
     "a hidden layer of a width between": {"value_hidden": [40]},
     "weights of a width between": {"attention_hidden": [8]},
 }
@@ -49,13 +50,13 @@ def _exact_softplus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sites of every call of the kernel of attention."""
-    sites, attend = [], sitenet.attend
+    sites, attend = [], pair_attention.attend
 
     def counted(*arguments):
         sites.append(arguments[0].size(0))
         return attend(*arguments)
 
-    monkeypatch.setattr(sitenet, "attend", counted)
+    monkeypatch.setattr(pair_attention, "attend", counted)
     return sites
 
 
@@ -154,7 +155,7 @@ def test_parameters_that_change_between_steps(batch_of) -> None:
         torch.manual_seed(0)
         model = SiteNet(**WIDTHS).double()
         model.set_kernels(kernels)
-        objective, optimizer = DeepInfoMax(model), torch.optim.SGD(model.parameters(), lr=0.1)
+        objective, optimizer = DeepInfoMax(model), torch.optim.SGD(model.parameters(), lr=1e-3)
         generator = torch.Generator().manual_seed(3)
         for _ in range(3):
             optimizer.zero_grad()
