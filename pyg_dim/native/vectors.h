@@ -12,7 +12,7 @@
 using T = SCALAR;
 using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 typedef T Vec __attribute__((vector_size(64)));
-typedef Int IntVec __attribute__((vector_size(64)));
+typedef std::make_unsigned_t<Int> UnsignedVec __attribute__((vector_size(64)));
 typedef T LooseVec __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
 constexpr int LANES = 64 / sizeof(T);
 constexpr T LAYER_NORM_EPS = 1e-5;
@@ -57,9 +57,9 @@ static inline Vec exp(Vec x) {
     for (int k = degree - 1; k >= 0; --k) value = value * rest + inverse_factorial[k];
     // A product, since adding to the exponent of NaN could make a number of it.
     constexpr T one = 1;
-    Int exponent;
+    std::make_unsigned_t<Int> exponent;
     std::memcpy(&exponent, &one, sizeof(T));
-    return value * (Vec)(((IntVec)shifted << (single ? 23 : 52)) + exponent);
+    return value * (Vec)(((UnsignedVec)shifted << (single ? 23 : 52)) + exponent);
 }
 
 // ln(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)).
