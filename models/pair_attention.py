@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pyg_dim import native
 from pyg_dim.models.layer_norm import LayerNorm
-from pyg_dim.native import LANES
 from pyg_dim.native.attention import attend
 from pyg_dim.native.lengths import embed_lengths
 from pyg_dim.native.mish_norm import mish_norm
@@ -41,9 +40,13 @@ class Block(nn.Module):
 
     def finish(self, linear_output: Tensor) -> Tensor:
         """Mish and layer norm of what the linear layer gave, where that was computed in parts."""
-        if self.fused and linear_output.dim() == 2 and native.usable(linear_output, self.norm.weight):
+        if self.fused and linear_output.dim() == 2 and self._has_kernel(linear_output):
             return mish_norm(linear_output, self.norm.weight, self.norm.bias)
         return self.norm(F.mish(linear_output))
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        served = native.serves("mish_norm", x.dtype, CHANNELS=x.size(1))
+        return served and native.usable(x, self.norm.weight)
 
 
 def chain(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
@@ -155,9 +158,13 @@ class PairAttention(nn.Module):
     @property
     def has_kernel(self) -> bool:
         """Whether the kernels serve this shape: one hidden layer each, widths that fill vectors, no new pairs."""
-        one_layer = len(self.attention) == 1 and len(self.value) == 2 and self.pair is None
-        widths = [self.logits.in_features, *(_block(block).linear.out_features for block in self.value)]
-        return one_layer and not any(width % LANES for width in (*widths, self.pair_channels))
+        if len(self.attention) > 1 or len(self.value) != 2 or self.pair is not None:
+            return False
+        weight, (hidden, value) = self.logits.weight, (_block(block).linear.out_features for block in self.value)
+        widths = {"ATTENTION": weight.size(1), "HIDDEN": hidden, "VALUE": value, "HEADS": weight.size(0)}
+        return native.serves("attention", weight.dtype, **widths) and native.serves(
+            "lengths", weight.dtype, PAIR=self.pair_channels, FIRST=weight.size(1) + hidden
+        )
 
     def of_lengths(self, length: Tensor, embed: Block) -> Tensor:
         """What pairs of each length add to the first layers of attention weights and values, by a kernel.

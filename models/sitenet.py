@@ -270,7 +270,8 @@ class SiteNet(Encoder):
         else:
             # A compiler takes lengths of one for constants, and would start anew.
             run = _compiled_local() if self.compiled and x.size(0) > 1 else LocalEncoder.forward
-            found = run(self.local, x, distance, *batch[index], count)
+            source, target = batch[index]
+            found = run(self.local, x, distance, source, target, count)
         site, hidden = found if sites is None else (sites.spread(values) for values in found)
         return site, hidden
 

@@ -14,7 +14,7 @@ from pyg_dim.critic import Critic, DotProductCritic
 from pyg_dim.losses import Estimator, group_mean, info_nce_term, jensen_shannon_term
 from pyg_dim.native.pair_rows import pair_rows
 from pyg_dim.native.scores import Keys, Way, score_rows
-from pyg_dim.rows import gather_rows
+from pyg_dim.rows import gather_rows, same_memory
 
 Scored = tuple[bool, Tensor, Tensor | None]
 """A way in which constituents are scored: (belongs, [n] target, [n] weight or None)."""
@@ -62,7 +62,8 @@ def score_terms(
         ]
     (true, _, index, true_weight), *false = scored
     return [
-        group_mean(torch.zeros_like(true), index, z.size(0), true_weight),
+        # Zero, with a zero gradient also where there is no false sample at all.
+        group_mean(true * 0.0, index, z.size(0), true_weight),
         *(
             info_nce_term(true, index, true_weight, score, target, weight, z.size(0))
             for score, _, target, weight in false
@@ -118,7 +119,7 @@ def fused_score_terms(
     if len(known) < len(layers) or not alike:
         return None
     keys, slopes = [keys for keys, _ in known], [slope for _, slope in known]
-    if any(not _same(one.index, keys[0].index) for one in keys):
+    if any(not same_memory(one.index, keys[0].index) for one in keys):
         return None
     try:
         rows = pair_rows(keys[0].index, index, z.size(0))
@@ -141,11 +142,6 @@ def fused_score_terms(
     return list(zip(means.view_as(sums).unbind(), valid.view_as(sums).unbind(), strict=True))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same piece of memory."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
 def _hidden_layer(
     critic: DotProductCritic, parts: Parts, group: Tensor, groups: int
 ) -> tuple[Keys, Tensor | None] | None:
@@ -154,7 +150,7 @@ def _hidden_layer(
     shared = source = own = length = slope = None
     for (features, index), weight in zip(parts, layer.weight.split([f.size(-1) for f, _ in parts], dim=1), strict=True):
         if index is not None:
-            if features.size(0) != groups or (source is not None and not _same(source, index)):
+            if features.size(0) != groups or (source is not None and not same_memory(source, index)):
                 return None
             source = index
             shared = features @ weight.T if shared is None else shared + features @ weight.T

@@ -204,6 +204,16 @@ def test_info_nce_takes_each_kind_by_itself() -> None:
     assert loss.coverage["a"] == 0.75
 
 
+def test_info_nce_without_any_false_sample_is_zero_with_a_zero_gradient() -> None:
+    level = Level(3, 2, noise="none", estimator="info_nce").double()
+    r = recorded(level)
+    z = r.z.detach().requires_grad_()
+    loss = level.loss(dataclasses.replace(r, z=z), (), kinds=()).loss
+    loss.backward()
+    assert loss == 0
+    assert not z.grad.any()
+
+
 def test_a_critic_of_your_own() -> None:
     wide = functools.partial(DotProductCritic, hidden_channels=5, score_channels=7)
     level = Level(-1, -1, critic=wide).double()

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyg_dim.constituents import Constituents
 from pyg_dim.data.keys import EQUALS_KEYS, SPECIES_KEYS, forget
 from pyg_dim.false_samples.equality import constituents_occur
+from pyg_dim.rows import same_memory
 from pyg_dim.tape import FalseSample, Record
 
 _GEOMETRY: Final = 1e-4
@@ -80,7 +81,7 @@ class Kind:
                 # Not the edges or sites of the batch (self-loops, nodes that are left after pooling).
                 keep = ~constituents_occur(false.constituents, target, true.constituents, true.index)
             weight = keep.to(false.z.dtype) if weight is None else weight * keep
-        same_groups = false.index.data_ptr() == true.index.data_ptr()
+        same_groups = same_memory(false.index, true.index)
         return FalseSample(self.name, false.constituents, target, weight, group_target if same_groups else None)
 
 

@@ -37,6 +37,21 @@ def usable(*values: Tensor) -> bool:
     )
 
 
+def serves(name: str, dtype: torch.dtype, **widths: int) -> bool:
+    """Whether there is a library of kernels for these numbers, built now where it was not before.
+
+    Args:
+        name: source file, see :func:`pyg_dim.native.library.library`.
+        dtype: type of the numbers.
+        **widths: constants that the file asks for; all but HEADS are widths of vectors.
+
+    Returns:
+        Whether there is.
+    """
+    fill_vectors = all(width % LANES == 0 for key, width in widths.items() if key != "HEADS")
+    return dtype in (torch.float32, torch.float64) and fill_vectors and fault(name, dtype, **widths) is None
+
+
 @cache
 def fault(name: str = "layout", dtype: torch.dtype = torch.float32, **widths: int) -> str | None:
     """Why a library of kernels cannot be built on this machine, or None where it can; it is tried once.

@@ -187,3 +187,26 @@ def test_embedding(mode, batch_of) -> None:
         for _ in range(2):
             torch.testing.assert_close(model(batch), expected, rtol=1e-10, atol=1e-12)
         DeepInfoMax(model)(batch)
+
+
+@pytest.mark.parametrize("missing", ["attention", "lengths", "mish_norm", "scores"])
+def test_a_kernel_that_cannot_be_built_is_done_without(missing, monkeypatch, batch_of) -> None:
+    """Of a full disk or a compiler that is killed half-way; the others still serve."""
+    model = SiteNet(**WIDTHS, noise="none").double()
+    objective = DeepInfoMax(model)
+    batch = batch_of(NAMES)
+    expected = objective(batch, torch.Generator().manual_seed(0))["total"]
+    built = native.library
+
+    def library(name, dtype, **widths):
+        if name == missing:
+            raise native.NoKernelError("no room on the disk")
+        return built(name, dtype, **widths)
+
+    native.fault.cache_clear()
+    monkeypatch.setattr(native, "library", library)
+    model.set_kernels(True)
+    found = objective(batch, torch.Generator().manual_seed(0))["total"]
+    monkeypatch.undo()
+    native.fault.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
