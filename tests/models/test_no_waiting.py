@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,12 +156,20 @@ def graph_of(batch_of):
     return make
 
 
+class Alone(TrainingModule):
+    """A single process without a trainer."""
+
+    @property
+    def _data(self) -> Any:
+        return SimpleNamespace(train=SimpleNamespace(crystals=lambda step: [3]))
+
+
 def module_of(name: str, options: dict[str, Any], objective: str) -> TrainingModule:
     encoder = build(name, **SMALL[name], **options)
     if "species_channels" in options:
         encoder.site_input.species = torch.randn(encoder.site_input.species.shape)
     made = DeepInfoMax(encoder, KINDS) if objective == "deep_infomax" else Supervised(encoder, ["a", "b"])
-    return TrainingModule(made, 1e-3, 0.0, 0, {})
+    return Alone(made, 1e-3, 0.0, 0, {})
 
 
 def step(module: TrainingModule, batch: Any, optimiser: torch.optim.Optimizer) -> None:

@@ -86,7 +86,7 @@ def test_kernels_serve_where_wanted_and_possible(
 ):
     trials = []
     monkeypatch.setattr(setup, "compile_fault", lambda device: trials.append(device) or compiler)
-    monkeypatch.setattr(native, "fault", lambda: kernels)
+    monkeypatch.setattr(native, "fault", lambda *what, **widths: kernels)
     chosen = options(compile=wanted, encoder={"blocks": blocks})
     encoder, _ = prepare_encoder(chosen)
     prepare_kernels(chosen, encoder, device)
