@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.keys import EQUALS_KEYS, LINE_KEYS, forget
-from pyg_dim.data.minimum_image import minimum_image
+from pyg_dim.data.minimum_image import GAIN, minimum_image
 from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, neighbors_within, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
+from pyg_dim.native import usable
+from pyg_dim.native.dense_pairs import dense_pairs
 
 
 class DenseSupercell:
@@ -46,36 +48,11 @@ class DenseSupercell:
         Returns:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
-        pos, cell, ptr = batch.pos.double(), batch.cell.double(), site_ptr(batch)
-        num_sites = ptr.diff()
-        crystal_of_site = torch.repeat_interleave(num_sites, output_size=pos.size(0))
-        supercell = nearly_cubic(cell, num_sites, self.max_sites)
-        repeats = torch.diagonal(supercell, dim1=1, dim2=2)
-        images = repeats.prod(1)
-
-        # Sites of the supercells: few, next to the pairs, so all that depends on the column alone is worked out here.
-        width = num_sites * images
-        # The sizes of all that follows; a GPU is asked for both at once.
-        num_columns, num_pairs = torch.stack([width, width * num_sites]).sum(1).tolist()
-        crystal = torch.repeat_interleave(width, output_size=num_columns)
-        first = width.cumsum(0) - width
-        column = torch.arange(crystal.numel(), device=pos.device) - first[crystal]
-        source = ptr[crystal] + column // images[crystal]
-        image = column % images[crystal]
-        _, n1, n2 = repeats[crystal].unbind(1)
-        offset = torch.stack([image // (n1 * n2), image // n2 % n1, image % n2], dim=1)
-        place = pos[source] + (offset.to(pos.dtype).unsqueeze(1) @ cell[crystal]).squeeze(1)
-
-        # Pairs: each site with all columns of its crystal.
-        width = width[crystal_of_site]
-        target = torch.repeat_interleave(width, output_size=num_pairs)
-        start = first[crystal_of_site] - (width.cumsum(0) - width)
-        column = torch.arange(target.numel(), device=pos.device) + start[target]
-        period = supercell.to(pos.dtype) @ cell
-        crystal = crystal_of_site[target]
-        length, shift = minimum_image(place[column] - pos[target], crystal, period)
-        shift = offset[column] + (shift.unsqueeze(1).double() @ supercell.double()[crystal]).squeeze(1).long()
-        return set_edges(batch, torch.stack([source[column], target]), shift, length)
+        pos, cell, ptr = batch.pos, batch.cell, site_ptr(batch)
+        supercell = nearly_cubic(cell, ptr.diff(), self.max_sites)
+        if usable(pos.new_empty(0)) and not (pos.requires_grad or cell.requires_grad):
+            return set_edges(batch, *dense_pairs(pos, cell, ptr, supercell, GAIN))
+        return set_edges(batch, *_plain_pairs(pos, cell, ptr, supercell))
 
 
 class NearestNeighbors:
@@ -197,6 +174,38 @@ def set_edges(batch: CrystalBatch, edge_index: Tensor, edge_shift: Tensor, edge_
     forget(batch, (*LINE_KEYS, *EQUALS_KEYS))
     batch.edge_index, batch.edge_shift, batch.edge_dist = edge_index, edge_shift, edge_dist.to(batch.pos.dtype)
     return batch
+
+
+def _plain_pairs(pos: Tensor, cell: Tensor, ptr: Tensor, supercell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`pyg_dim.native.dense_pairs.dense_pairs` finds, on any device, with gradients."""
+    pos, cell, num_sites = pos.double(), cell.double(), ptr.diff()
+    crystal_of_site = torch.repeat_interleave(num_sites, output_size=pos.size(0))
+    repeats = torch.diagonal(supercell, dim1=1, dim2=2)
+    images = repeats.prod(1)
+
+    # Sites of the supercells: few, next to the pairs, so all that depends on the column alone is worked out here.
+    width = num_sites * images
+    # The sizes of all that follows; a GPU is asked for both at once.
+    num_columns, num_pairs = torch.stack([width, width * num_sites]).sum(1).tolist()
+    crystal = torch.repeat_interleave(width, output_size=num_columns)
+    first = width.cumsum(0) - width
+    column = torch.arange(crystal.numel(), device=pos.device) - first[crystal]
+    source = ptr[crystal] + column // images[crystal]
+    image = column % images[crystal]
+    _, n1, n2 = repeats[crystal].unbind(1)
+    offset = torch.stack([image // (n1 * n2), image // n2 % n1, image % n2], dim=1)
+    place = pos[source] + (offset.to(pos.dtype).unsqueeze(1) @ cell[crystal]).squeeze(1)
+
+    # Pairs: each site with all columns of its crystal.
+    width = width[crystal_of_site]
+    target = torch.repeat_interleave(width, output_size=num_pairs)
+    start = first[crystal_of_site] - (width.cumsum(0) - width)
+    column = torch.arange(target.numel(), device=pos.device) + start[target]
+    period = supercell.to(pos.dtype) @ cell
+    crystal = crystal_of_site[target]
+    length, shift = minimum_image(place[column] - pos[target], crystal, period)
+    shift = offset[column] + (shift.unsqueeze(1).double() @ supercell.double()[crystal]).squeeze(1).long()
+    return torch.stack([source[column], target]), shift, length
 
 
 def _checked(cutoff: float) -> float:

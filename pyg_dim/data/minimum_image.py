@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-_GAIN: Final = 1e-9
+GAIN: Final = 1e-9
 """Relative gain in squared length below which an image counts as no nearer, so that rounding starts no endless
 exchange."""
 
@@ -50,7 +50,7 @@ def minkowski_reduction(cell: Tensor) -> Tensor:
         lengths = (c.unsqueeze(1) - points @ reduced[:, :2]).square().sum(2)
         step[:, 2, :2] = points[torch.arange(len(points), device=cell.device), lengths.argmin(1)]
         shorter = reduced - step @ reduced
-        gain = shorter.square().sum(2) < (1 - _GAIN) * reduced.square().sum(2)
+        gain = shorter.square().sum(2) < (1 - GAIN) * reduced.square().sum(2)
         if not gain.any():
             return change.round().long()
         # One vector at a time: the step of c was found with the b of before.
@@ -86,7 +86,7 @@ def minimum_image(difference: Tensor, crystal: Tensor, cell: Tensor) -> tuple[Te
     lengths = (images @ reduced).square().sum(2)[crystal]
     gain, best = (lengths - 2 * overlap.abs()).min(dim=1)
     sign = -torch.sign(overlap.gather(1, best.unsqueeze(1)))
-    nearer = gain < -_GAIN * lengths.gather(1, best.unsqueeze(1)).squeeze(1)
+    nearer = gain < -GAIN * lengths.gather(1, best.unsqueeze(1)).squeeze(1)
     step = images[best] * sign * nearer.unsqueeze(1)
     shortest = wrapped + (step.unsqueeze(1) @ basis).squeeze(1)
     shift = ((wrap + step).unsqueeze(1) @ change.double()[crystal]).squeeze(1).long()

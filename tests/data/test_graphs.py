@@ -12,6 +12,20 @@ from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
 from pyg_dim.data.minimum_image import minkowski_reduction
 from pyg_dim.data.neighbors import neighbors_within
 from pyg_dim.data.supercell import nearly_cubic
+from pyg_dim.native import fault
+
+
+@pytest.fixture(params=["kernel", "plain"])
+def path(request, monkeypatch):
+    """What finds the pairs of a dense graph."""
+    if request.param == "plain":
+        monkeypatch.setattr("pyg_dim.data.graphs.usable", lambda *values: False)
+    elif (reason := fault()) is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def rows(batch):
@@ -263,6 +277,7 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("path", ["plain"], indirect=True)
 def test_dense_pairs_ask_a_device_for_little(dataset):
     """Whether each round of the lattice reduction has changed something, and whether lattices can be inverted.
 
