@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.keys import LINE_INDEX, SPECIES_KEYS
+from pyg_dim.native import usable
+from pyg_dim.native.classes import classes_of_equals, pairs_of_classes
 
 _FACTORS: Final = (0x1E3779B97F4A7C15, 0x27D4EB2F165667C5, 0x165667B19E3779F9)
 """Odd and without pattern: sums of products with them are equal for equal terms alone."""
@@ -74,10 +76,17 @@ def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
 
     Returns:
         The batch with site_class [N], edge_class [E] and the numbers of members, site_count and edge_count; with a
-        line graph also line_class [L] and line_count.
+        line graph also line_class [L] and line_count. Classes of sites and of edges are numbered by their first
+        members.
     """
     source, target = batch.edge_index
     crystal = batch.batch if "batch" in batch else torch.zeros_like(batch.z)
+    if LINE_INDEX not in batch and usable(batch.edge_dist.new_empty(0)):
+        species = [batch[key] for key in SPECIES_KEYS if batch.get(key) is not None]
+        found = classes_of_equals(batch.edge_index, batch.edge_dist, crystal, species, tolerance)
+        if found is not None:
+            batch.site_class, batch.site_count, batch.edge_class, batch.edge_count = found
+            return batch
     of_edge = crystal.index_select(0, target)
     edge = _alike(of_edge, batch.edge_dist, tolerance)
     site = crystal
@@ -96,7 +105,7 @@ def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
         site = _mixed(site, _sums(target, _mixed(edge, site.index_select(0, source)), site))
     edge = _mixed(edge, site.index_select(0, source), site.index_select(0, target))
     batch.site_class, batch.site_count = _in_order(*_numbered(site))
-    batch.edge_class, batch.edge_count = _numbered(edge)
+    batch.edge_class, batch.edge_count = _in_order(*_numbered(edge))
     if has_angles:
         pair = _mixed(batch.edge_class.index_select(0, first), batch.edge_class.index_select(0, second), angle)
         batch.line_class, batch.line_count = _numbered(pair)
@@ -113,17 +122,22 @@ def snap_lengths(batch: CrystalBatch) -> CrystalBatch:
         batch: crystals with edges and their classes; changed in place.
 
     Returns:
-        The batch with edge_dist [E] snapped, and pair_index [2, P], pair_dist [P] and pair_count [P].
+        The batch with edge_dist [E] snapped, and pair_index [2, P], pair_dist [P] and pair_count [P]; pairs of the
+        same two classes of sites are in the order of their classes of edges.
     """
     edge, site, count = batch.edge_class, batch.site_class, batch.edge_count
     length = batch.edge_dist
+    if usable(length.new_empty(0)) and not length.requires_grad:
+        found = pairs_of_classes(batch.edge_index, length, site, batch.site_count, edge, count)
+        batch.edge_dist, batch.pair_index, batch.pair_dist, batch.pair_count = found
+        return batch
     mean = torch.zeros(count.shape, dtype=torch.float64, device=length.device).index_add(0, edge, length.double())
     mean = (mean / count).to(length.dtype)
     batch.edge_dist = mean.index_select(0, edge)
     each = torch.arange(edge.numel(), device=edge.device)
     member = torch.zeros_like(count).scatter_reduce(0, edge, each, "amin", include_self=False)
     source, target = site[batch.edge_index.index_select(1, member)]
-    order = (target * batch.site_count.numel() + source).argsort()
+    order = (target * batch.site_count.numel() + source).argsort(stable=True)
     batch.pair_index = torch.stack([source, target]).index_select(1, order)
     batch.pair_dist = mean.index_select(0, order)
     batch.pair_count = (count // batch.site_count.index_select(0, target)).index_select(0, order)

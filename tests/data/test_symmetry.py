@@ -21,6 +21,18 @@ from pyg_dim.data import (
 from pyg_dim.data.keys import CLASS_COUNTS, EQUALS_KEYS, LINE_KEYS
 from pyg_dim.data.symmetry import _alike, snap_lengths
 from pyg_dim.false_samples.corruption import relabel
+from pyg_dim.native import fault
+
+
+@pytest.fixture(autouse=True, params=["kernels", "plain"])
+def path(request, monkeypatch):
+    """What finds classes without angles, and their mean lengths."""
+    if request.param == "plain":
+        monkeypatch.setattr("pyg_dim.data.symmetry.usable", lambda *values: False)
+    elif (reason := fault()) is not None:
+        pytest.skip(reason)
+    return request.param
+
 
 CRYSTAL_GRAPH = NearestNeighbors(6, 6.0, ties=True, symmetric=True)
 GRAPH = SymmetryClasses(LineGraph(CRYSTAL_GRAPH), 1e-5)
@@ -94,9 +106,12 @@ def test_counts(batch):
         assert batch[count].equal(torch.bincount(batch[key]))
 
 
-def test_classes_of_sites_are_in_the_order_of_their_first_members(batch):
-    assert batch.site_class.cummax(0).values.diff().max() == 1
-    assert batch.site_class[0] == 0
+@pytest.mark.parametrize("graph", [GRAPH, RADIUS, SNAPPED], ids=["angles", "edges", "snapped"])
+def test_classes_are_in_the_order_of_their_first_members(batch_of, graph):
+    batch = graph(batch_of(NAMES))
+    for number in (batch.site_class, batch.edge_class):
+        assert number.cummax(0).values.diff().max() == 1
+        assert number[0] == 0
 
 
 def test_species_and_oxidation_states_tell_sites_apart(batch_of, crystals, relabelled):
