@@ -66,7 +66,8 @@ def _repeats(edges: Tensor, num_sites: Tensor, max_sites: int) -> Tensor:
     n = torch.arange(1, max_sites + 1, device=edges.device)
     preference = 1 + TIE * torch.arange(3, device=edges.device)
     lengths = (edges * preference).unsqueeze(2) * n
-    order = lengths.flatten(1).argsort(dim=1) // max_sites
+    # No more steps than that can be taken: each adds an image at least.
+    order = lengths.flatten(1).argsort(dim=1)[:, :max_sites] // max_sites
     repeats = 1 + torch.nn.functional.one_hot(order, 3).cumsum(1)
     steps = ((repeats.prod(2) * num_sites.unsqueeze(1)) <= max_sites).long().cumprod(1).sum(1)
     repeats = torch.cat([torch.ones_like(repeats[:, :1]), repeats], dim=1)
