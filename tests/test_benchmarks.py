@@ -261,8 +261,8 @@ def test_loader(tmp_path, data) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "shown"),
     [
-        ("import_cif", ["--number", "10", "--rounds", "1"], "```text\n10 CIFs of"),
-        ("data_layer", ["--crystals", "0", "--batches", "2"], "```text\nopen:"),
+        ("import_cif", ["--number", "10", "--rounds", "1"], "10 CIFs of"),
+        ("data_layer", ["--crystals", "0", "--batches", "2"], "open:"),
         ("dimpool", ["--rows", "20", "--seconds", "0"], "| rows | module |"),
     ],
 )

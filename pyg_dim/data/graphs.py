@@ -10,7 +10,7 @@ from pyg_dim.data.keys import EQUALS_KEYS, LINE_KEYS, forget
 from pyg_dim.data.minimum_image import GAIN, minimum_image
 from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, neighbors_within, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
-from pyg_dim.native import usable
+from pyg_dim.native import serves, usable
 from pyg_dim.native.dense_pairs import dense_pairs
 
 
@@ -50,7 +50,8 @@ class DenseSupercell:
         """
         pos, cell, ptr = batch.pos, batch.cell, site_ptr(batch)
         supercell = nearly_cubic(cell, ptr.diff(), self.max_sites)
-        if usable(pos.new_empty(0)) and not (pos.requires_grad or cell.requires_grad):
+        served = usable(pos.new_empty(0)) and serves("dense_pairs", torch.float64)
+        if served and not (pos.requires_grad or cell.requires_grad):
             return set_edges(batch, *dense_pairs(pos, cell, ptr, supercell, GAIN))
         return set_edges(batch, *_plain_pairs(pos, cell, ptr, supercell))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.data.keys import LINE_INDEX, SPECIES_KEYS
-from pyg_dim.native import usable
+from pyg_dim.native import serves, usable
 from pyg_dim.native.classes import classes_of_equals, pairs_of_classes
 
 _FACTORS: Final = (0x1E3779B97F4A7C15, 0x27D4EB2F165667C5, 0x165667B19E3779F9)
@@ -81,7 +81,7 @@ def find_equals(batch: CrystalBatch, tolerance: float) -> CrystalBatch:
     """
     source, target = batch.edge_index
     crystal = batch.batch if "batch" in batch else torch.zeros_like(batch.z)
-    if LINE_INDEX not in batch and usable(batch.edge_dist.new_empty(0)):
+    if LINE_INDEX not in batch and _served(batch.edge_dist):
         species = [batch[key] for key in SPECIES_KEYS if batch.get(key) is not None]
         found = classes_of_equals(batch.edge_index, batch.edge_dist, crystal, species, tolerance)
         if found is not None:
@@ -127,7 +127,7 @@ def snap_lengths(batch: CrystalBatch) -> CrystalBatch:
     """
     edge, site, count = batch.edge_class, batch.site_class, batch.edge_count
     length = batch.edge_dist
-    if usable(length.new_empty(0)) and not length.requires_grad:
+    if _served(length) and not length.requires_grad:
         found = pairs_of_classes(batch.edge_index, length, site, batch.site_count, edge, count)
         batch.edge_dist, batch.pair_index, batch.pair_dist, batch.pair_count = found
         return batch
@@ -142,6 +142,10 @@ def snap_lengths(batch: CrystalBatch) -> CrystalBatch:
     batch.pair_dist = mean.index_select(0, order)
     batch.pair_count = (count // batch.site_count.index_select(0, target)).index_select(0, order)
     return batch
+
+
+def _served(length: Tensor) -> bool:
+    return usable(length.new_empty(0)) and serves("classes", length.dtype)
 
 
 def _different(values: Tensor) -> int:

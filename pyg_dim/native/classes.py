@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library
 
 
 def classes_of_equals(
@@ -39,10 +39,9 @@ def classes_of_equals(
     (source, target), length, crystal = index.contiguous(), length.detach().contiguous(), crystal.contiguous()
     site_class, site_count, sizes = torch.empty_like(crystal), torch.empty_like(crystal), crystal.new_empty(2)
     edge_class, edge_count = torch.empty_like(source), torch.empty_like(source)
-    fault = library("classes", length.dtype).classes(
-        *map(pointer, (source, target, length)), ctypes.c_int64(edges), pointer(crystal), pointer(kind),
-        *map(ctypes.c_int64, (kind.size(1), sites)), ctypes.c_double(tolerance),
-        *map(pointer, (site_class, site_count, edge_class, edge_count, sizes)),
+    fault = call(
+        library("classes", length.dtype).classes, source, target, length, edges, crystal, kind, kind.size(1), sites,
+        ctypes.c_double(tolerance), site_class, site_count, edge_class, edge_count, sizes,
     )  # fmt: skip
     if fault:
         return None
@@ -77,10 +76,8 @@ def pairs_of_classes(
     )
     snapped, pair_length = torch.empty_like(length), length.new_empty(pairs)
     pair_index, pair_count = index.new_empty(2, pairs), index.new_empty(pairs)
-    library("classes", length.dtype).snap(
-        *map(pointer, (source, target, length)), ctypes.c_int64(length.numel()),
-        *map(pointer, (site_class, site_count)), ctypes.c_int64(site_count.numel()),
-        *map(pointer, (edge_class, edge_count)), ctypes.c_int64(pairs),
-        *map(pointer, (snapped, pair_index, pair_length, pair_count)),
+    call(
+        library("classes", length.dtype).snap, source, target, length, length.numel(), site_class, site_count,
+        site_count.numel(), edge_class, edge_count, pairs, snapped, pair_index, pair_length, pair_count,
     )  # fmt: skip
     return snapped, pair_index, pair_length, pair_count

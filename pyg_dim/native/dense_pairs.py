@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from pyg_dim.native.library import library, pointer
+from pyg_dim.native.library import call, library
 
 
 def dense_pairs(
@@ -41,10 +41,8 @@ def dense_pairs(
     index, shift, length = ptr.new_empty(2, pairs), ptr.new_empty(pairs, 3), pos.new_empty(pairs)
     function = library("dense_pairs", torch.float64).dense_pairs
     function.restype = ctypes.c_int64
-    faulty = function(
-        *map(pointer, (pos, cell, ptr, supercell)), ctypes.c_int64(cell.size(0)), ctypes.c_double(least_gain),
-        ctypes.c_int64(pairs), *map(pointer, (index, shift, length)),
-    )  # fmt: skip
+    gain = ctypes.c_double(least_gain)
+    faulty = call(function, pos, cell, ptr, supercell, cell.size(0), gain, pairs, index, shift, length)
     if faulty >= 0:
         raise ValueError(f"the cell of crystal {faulty} of the batch spans no lattice: {cell[faulty].tolist()}")
     return index, shift, length
