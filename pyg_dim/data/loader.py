@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
@@ -91,7 +92,8 @@ class PlannedLoader(ABC, Generic[Planned]):
             Batches of this process.
         """
         name = "crystal-loader"
-        with BatchQueue(self._device()) as queue, ThreadPoolExecutor(1, thread_name_prefix=name) as thread:
+        workers = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_work_alone)
+        with BatchQueue(self._device()) as queue, workers as thread:
             planned = islice(self._share(), start, None)
             pending = [thread.submit(queue.make, partial(self._built, item)) for item in islice(planned, 1)]
             while pending:
@@ -174,6 +176,15 @@ class PlannedLoader(ABC, Generic[Planned]):
         rank, size = self._processes()
         each = -(-len(self._plan) // size)
         return [self._plan[i % len(self._plan)] for i in range(rank, each * size, size)]
+
+
+def _work_alone() -> None:
+    """Let PyTorch's operators in this thread use no other one.
+
+    A second team of threads, more than there are cores, would make those of the steps sleep after every operator.
+    """
+    torch.get_num_threads()  # sets the number of this thread, which would be done later otherwise
+    threadpool_limits(1, user_api="openmp")
 
 
 class CrystalLoader(PlannedLoader[Tensor]):
