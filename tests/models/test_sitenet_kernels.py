@@ -70,7 +70,8 @@ def both(model: SiteNet, run) -> list[tuple[torch.Tensor, dict[str, torch.Tensor
         out = run()
         total = out["total"] if isinstance(out, dict) else out.square().sum()
         total.backward()
-        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        # Also those that are zero: a parameter without one is no part of a step.
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         found.append((out if isinstance(out, dict) else {"out": out}, gradients))
     return found
 
