@@ -40,6 +40,7 @@ class Encoder(nn.Module, ABC):
         config: the constructor's arguments, as plain values: ``build(name, **config)`` makes an equal encoder.
         graph: what adds edges to a batch: ``graph(batch) -> batch``.
         channels: length D of the global representation.
+        kernels: whether heavy steps run by C++ kernels, see :meth:`set_kernels`.
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class Encoder(nn.Module, ABC):
     config: dict[str, Any]
     graph: Callable[[Any], Any]
     channels: int
+    kernels: bool = False
 
     @abstractmethod
     def represent(self, batch: Any) -> Representation:
@@ -114,6 +116,7 @@ class Encoder(nn.Module, ABC):
         Args:
             enabled: whether to do so.
         """
+        self.kernels = enabled
         for module in self.modules():
             if isinstance(module, Level):
                 module.fused = enabled

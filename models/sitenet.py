@@ -198,7 +198,7 @@ class SiteNet(Encoder):
         self.graph: Callable[[Any], Any] = graph if tolerance is None else SymmetryClasses(graph, tolerance, snap=True)
         self.channels = post_pool[-1]
         self.distance_weights = distance_weights
-        self.compiled = self.fused = False
+        self.compiled = False
 
         level = partial(Level, noise=noise, kl=kl, critic=critic, estimator=estimator)
         self.local = LocalEncoder(
@@ -221,7 +221,6 @@ class SiteNet(Encoder):
     def set_kernels(self, enabled: bool) -> None:
         """Run attention, layer norms and critics by C++ kernels where these serve; see :meth:`Encoder.set_kernels`."""
         super().set_kernels(enabled)
-        self.fused = enabled
         for module in self.modules():
             if isinstance(module, Block):
                 module.fused = enabled
@@ -262,7 +261,7 @@ class SiteNet(Encoder):
         x = batch.x if sites is None else sites.first(batch.x)
         distance, count = batch[length], batch.get(PAIR_COUNT)
         rows = None
-        if self.fused and self.has_kernels and distance.dtype == x.dtype == self.local.output.weight.dtype:
+        if self.kernels and self.has_kernels and distance.dtype == x.dtype == self.local.output.weight.dtype:
             rows = rows_of(batch, index, length, x.size(0))
         if rows is not None:
             tape = active_tape()

@@ -253,6 +253,7 @@ def _summarise(
     before = models.build(trained.name, **trained.config)
     before.load_state_dict(untrained)
     before.to(next(trained.parameters()).dtype)
+    before.set_kernels(trained.kernels)
     return summarise(
         trained,
         before,

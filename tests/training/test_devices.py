@@ -90,7 +90,7 @@ def test_kernels_serve_where_wanted_and_possible(
     chosen = options(compile=wanted, encoder={"blocks": blocks})
     encoder, _ = prepare_encoder(chosen)
     prepare_kernels(chosen, encoder, device)
-    assert (encoder.fused, encoder.compiled) == expected
+    assert (encoder.kernels, encoder.compiled) == expected
     assert encoder.local_level.fused == encoder.global_level.fused == expected[0]
     assert trials == [device] * tried
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
