@@ -170,7 +170,7 @@ def check_gradients(model: SiteNet, theirs: Theirs, part: str, prefix: str) -> N
 
 def test_local_encoder(model: SiteNet, theirs: Theirs) -> None:
     batch = theirs.batch()
-    assert rows_of(batch) is not None or not model.fused
+    assert rows_of(batch) is not None or not model.kernels
     site, hidden = model.of_sites(batch)
     close(hidden, theirs["out/encode"])
     close(site, theirs["out/z_local"])
