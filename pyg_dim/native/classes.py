@@ -29,12 +29,14 @@ def classes_of_equals(
     Returns:
         [N] int64 class of each site, the numbers of their members, [E] int64 class of each edge, the numbers of their
         members; all numbered by their first members. None where the edges are not sorted by target, the crystals do
-        not stand one after the other, or an edge leads from one to another.
+        not stand one after the other, an edge leads from one to another, or numbers are not of these shapes and types.
 
     Raises:
         NoKernelError: the kernels cannot be built here.
     """
     sites, edges = crystal.numel(), length.numel()
+    if index.shape != (2, edges) or not index.dtype == crystal.dtype == torch.int64:
+        return None
     kind = torch.cat([values.reshape(sites, -1).contiguous().view(torch.uint8) for values in species], dim=1)
     (source, target), length, crystal = index.contiguous(), length.detach().contiguous(), crystal.contiguous()
     site_class, site_count, sizes = torch.empty_like(crystal), torch.empty_like(crystal), crystal.new_empty(2)

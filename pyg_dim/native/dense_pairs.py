@@ -31,11 +31,15 @@ def dense_pairs(
         [2, E] int64 source and target, [E, 3] int64 lattice images of the sources, [E] float64 lengths in angstrom.
 
     Raises:
-        ValueError: the vectors of a cell do not span a lattice.
+        ValueError: the vectors of a cell do not span a lattice, or shapes do not fit.
         NoKernelError: the kernel cannot be built here.
     """
     pos, cell = (values.detach().double().contiguous() for values in (pos, cell))
     ptr, supercell = ptr.contiguous(), supercell.contiguous()
+    sites, crystals = pos.size(0), cell.size(0)
+    # Numbers behind the end of a tensor would be read.
+    if ptr.numel() != crystals + 1 or supercell.size(0) != crystals or ptr[[0, -1]].tolist() != [0, sites]:
+        raise ValueError(f"ptr {ptr.tolist()} does not divide {sites} sites between {crystals} cells")
     images = supercell[:, 0, 0] * supercell[:, 1, 1] * supercell[:, 2, 2]
     pairs = int((ptr.diff().square() * images).sum())
     index, shift, length = ptr.new_empty(2, pairs), ptr.new_empty(pairs, 3), pos.new_empty(pairs)

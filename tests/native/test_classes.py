@@ -125,6 +125,15 @@ def test_crystals_out_of_order_go_the_plain_path():
     assert find_equals(batch, 0.0).site_class.tolist() == [0, 1]
 
 
+def test_numbers_that_cannot_be_read_go_the_plain_path(batch_of):
+    """Of another type, which would be read as others, or fewer than there are lengths."""
+    batch = batch_of(NAMES)
+    species = [batch.z]
+    for index in (batch.edge_index.int(), batch.edge_index[:, :-1]):
+        assert classes_of_equals(index, batch.edge_dist, batch.batch, species, 1e-4) is None
+    assert classes_of_equals(batch.edge_index, batch.edge_dist, batch.batch.int(), species, 1e-4) is None
+
+
 def test_one_crystal_needs_no_batch(batch_of):
     batch = batch_of(["TiO2"])
     expected = snap_lengths(find_equals(copy(batch), 1e-4))

@@ -158,6 +158,13 @@ def test_gradients_go_the_plain_path(random_positions):
     assert DenseSupercell()(random_positions).edge_dist.requires_grad
 
 
+@pytest.mark.parametrize("ptr", [[0, 4, 9], [0, 4, 9, 15, 22, 30, 40], [1, 4, 9, 15, 22, 30, 39]], ids=str)
+def test_sites_that_are_not_there_are_not_read(random_positions, ptr):
+    supercell = torch.eye(3, dtype=torch.long).expand(6, 3, 3)
+    with pytest.raises(ValueError, match="does not divide 39 sites between 6 cells"):
+        dense_pairs(random_positions.pos, random_positions.cell, torch.tensor(ptr), supercell, GAIN)
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_cell_without_volume_is_named(random_positions, value):
     random_positions.cell[3, 1] = value
