@@ -14,7 +14,8 @@ from pyg_dim.native.library import call, library, threads
 class _MishNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        x = x.contiguous()
+        out = torch.empty_like(x)
         call(_library(x).mish_norm, out, x, scale.contiguous(), offset.contiguous(), x.size(0), threads())
         ctx.save_for_backward(x, scale)
         return out

@@ -28,7 +28,7 @@ def edges_occur(
         [E] bool.
     """
     length = length.detach().contiguous()
-    out = torch.empty(length.shape, dtype=torch.bool)
+    out = torch.empty_like(length, dtype=torch.bool)
     call(
         library("occurs", length.dtype).edges_occur,
         *(out, rows.first, target.numel(), rows.longest, _integers(target), rows.source, length),
@@ -48,7 +48,8 @@ def environments(rows: PairRows, length: Tensor, label: Tensor) -> Tensor:
     Returns:
         [N, K] float64 sums.
     """
-    length, label, out = length.detach().contiguous(), label.contiguous(), torch.empty_like(label)
+    length, label = length.detach().contiguous(), label.contiguous()
+    out = torch.empty_like(label)
     call(
         library("occurs", length.dtype).environments,
         *(out, rows.first, label.size(0), rows.source, length, label, label.size(1), threads()),
@@ -79,7 +80,7 @@ def sites_occur(
     Returns:
         [N] bool.
     """
-    out = torch.empty(species.shape, dtype=torch.bool)
+    out = species.new_empty(species.shape, dtype=torch.bool)
     # The type of the numbers is float64 whatever the library's.
     call(
         library("occurs", torch.float32).sites_occur,

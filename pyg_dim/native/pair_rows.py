@@ -66,7 +66,7 @@ def pair_rows(source: Tensor, target: Tensor, sites: int, length: Tensor | None 
     pairs = target.numel()
     first, block = source.new_empty(sites + 1), source.new_empty(sites + 1)
     places = 0 if length is None else pairs
-    place, member, sizes = torch.empty(places, dtype=torch.int32), source.new_empty(places), source.new_empty(3)
+    place, member, sizes = source.new_empty(places, dtype=torch.int32), source.new_empty(places), source.new_empty(3)
     layout = library("layout", torch.float32 if length is None else length.dtype).layout
     fault = call(layout, source, target, length, pairs, sites, first, block, place, member, sizes)
     if fault:
