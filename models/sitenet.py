@@ -53,6 +53,11 @@ class LocalEncoder(nn.Module):
         self.output = nn.Linear(self.hidden_channels, local_channels)
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether the kernels serve this shape, see ``PairAttention.has_kernel``."""
+        return len(self.blocks) == 1 and self.kernel_block.has_kernel
+
+    @property
     def kernel_block(self) -> PairAttention:
         """The attention block, where there is one alone."""
         block = self.blocks[0]
@@ -215,8 +220,9 @@ class SiteNet(Encoder):
 
     @property
     def has_kernels(self) -> bool:
-        """Whether the kernels serve this shape, see ``PairAttention.has_kernel``."""
-        return len(self.local.blocks) == 1 and self.local.kernel_block.has_kernel
+        """Whether kernels serve the attention and the critics of this network; see :meth:`Encoder.has_kernels`."""
+        scores = (self.config["critic"], self.config["estimator"]) == ("dot_product", "jensen_shannon")
+        return scores and self.local.has_kernel
 
     def set_kernels(self, enabled: bool) -> None:
         """Run attention, layer norms and critics by C++ kernels where these serve; see :meth:`Encoder.set_kernels`."""
@@ -261,7 +267,7 @@ class SiteNet(Encoder):
         x = batch.x if sites is None else sites.first(batch.x)
         distance, count = batch[length], batch.get(PAIR_COUNT)
         rows = None
-        if self.kernels and self.has_kernels and distance.dtype == x.dtype == self.local.output.weight.dtype:
+        if self.kernels and self.local.has_kernel and distance.dtype == x.dtype == self.local.output.weight.dtype:
             rows = rows_of(batch, index, length, x.size(0))
         if rows is not None:
             tape = active_tape()

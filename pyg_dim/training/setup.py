@@ -144,7 +144,7 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
     """Let the encoder use C++ kernels and torch.compile where they are wanted and work; a warning says where not.
 
     Args:
-        options: compile.
+        options: compile and precision.
         encoder: the encoder of the run.
         device: where it will run.
     """
@@ -156,7 +156,9 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
     if type(encoder).set_compile is models.Encoder.set_compile:
         return
     # Without a C++ compiler there is no torch.compile either, and one warning will do.
-    wanted = options.compile and not (on_cpu and (encoder.has_kernels or fault is not None))
+    # Kernels leave mixed precision to PyTorch, and serve what is represented without it.
+    served = encoder.has_kernels and options.precision in ("32", "64")
+    wanted = options.compile and not (on_cpu and (served or fault is not None))
     fault = None
     if wanted:
         _logger.info("torch.compile: the first steps take up to a minute longer; --no-compile does without")

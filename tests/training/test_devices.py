@@ -69,25 +69,30 @@ NO_COMPILER = "torch.compile does not work here: " + SLOWER.format("it")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "blocks", "kernels", "compiler", "expected", "tried", "warnings"),
+    ("wanted", "device", "changes", "kernels", "compiler", "expected", "tried", "warnings"),
     [
         # What is expected: kernels, torch.compile.
-        (True, "cpu", 1, None, None, (True, False), 0, []),
-        (True, "cpu", 1, "broken", None, (False, False), 0, [NO_KERNELS]),
-        (True, "cpu", 2, None, None, (True, True), 1, []),
-        (True, "cpu", 2, None, "broken", (True, False), 1, [NO_COMPILER]),
-        (True, "cuda", 1, None, None, (False, True), 1, []),
-        (True, "cuda", 1, None, "broken", (False, False), 1, [NO_COMPILER]),
-        (False, "cpu", 2, None, None, (False, False), 0, []),
+        (True, "cpu", {}, None, None, (True, False), 0, []),
+        (True, "cpu", {}, "broken", None, (False, False), 0, [NO_KERNELS]),
+        (True, "cpu", {"blocks": 2}, None, None, (True, True), 1, []),
+        (True, "cpu", {"blocks": 2}, None, "broken", (True, False), 1, [NO_COMPILER]),
+        (True, "cpu", {"estimator": "info_nce"}, None, None, (True, True), 1, []),
+        (True, "cpu", {"critic": "bilinear"}, None, None, (True, True), 1, []),
+        (True, "cpu", {"precision": "bf16"}, None, None, (True, True), 1, []),
+        (True, "cuda", {}, None, None, (False, True), 1, []),
+        (True, "cuda", {}, None, "broken", (False, False), 1, [NO_COMPILER]),
+        (False, "cpu", {"blocks": 2}, None, None, (False, False), 0, []),
     ],
 )
 def test_kernels_serve_where_wanted_and_possible(
-    options, monkeypatch, caplog, wanted, device, blocks, kernels, compiler, expected, tried, warnings
+    options, monkeypatch, caplog, wanted, device, changes, kernels, compiler, expected, tried, warnings
 ):
     trials = []
     monkeypatch.setattr(setup, "compile_fault", lambda device: trials.append(device) or compiler)
     monkeypatch.setattr(native, "fault", lambda *what, **widths: kernels)
-    chosen = options(compile=wanted, encoder={"blocks": blocks})
+    precision = changes.get("precision", "32")
+    architecture = {name: value for name, value in changes.items() if name != "precision"}
+    chosen = options(compile=wanted, precision=precision, encoder=architecture)
     encoder, _ = prepare_encoder(chosen)
     prepare_kernels(chosen, encoder, device)
     assert (encoder.kernels, encoder.compiled) == expected
