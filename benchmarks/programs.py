@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyg_dim.data import CrystalBatch, CrystalDataset, CrystalLoader, DenseSupercell
+from pyg_dim.data.keys import EDGE_DIST, PAIR_DIST
 from pyg_dim.models import Encoder, SiteNet
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
@@ -110,8 +111,7 @@ class Ours:
         """See :class:`Program`."""
         self.optimiser.zero_grad()
         with self.mixed:
-            # A copy has nothing that an earlier step may have left on the batch.
-            loss = self.objective(copy(prepared))["total"]
+            loss = self.objective(as_new(prepared))["total"]
         loss.backward()
         self.optimiser.step()
         return prepared.num_graphs
@@ -120,7 +120,7 @@ class Ours:
     def embed(self, prepared: CrystalBatch) -> int:
         """See :class:`Program`."""
         with self.mixed:
-            return self.encoder(copy(prepared)).size(0)
+            return self.encoder(as_new(prepared)).size(0)
 
 
 class Published:
@@ -188,6 +188,15 @@ def programs(names: Sequence[str], seed: int, supercell_sites: int, device: str)
         else Ours(switches_of(name), seed, supercell_sites, device)
         for name in names
     }
+
+
+def as_new(batch: CrystalBatch) -> CrystalBatch:
+    """A copy that knows nothing of earlier steps: the rows of pairs are kept for tensors of lengths."""
+    batch = copy(batch)
+    for key in (EDGE_DIST, PAIR_DIST):
+        if key in batch:
+            batch[key] = batch[key].clone()
+    return batch
 
 
 def first_batches(dataset: CrystalDataset, number: int, batch_sites: int, seed: int) -> list[CrystalBatch]:

@@ -12,6 +12,7 @@ import torch
 
 from pyg_dim.data import load_dataset
 from pyg_dim.data.prototypes import decorated_prototypes
+from pyg_dim.native import pair_rows
 
 ROOT = Path(__file__).parents[1]
 FOLDER = str(ROOT / "benchmarks")
@@ -99,6 +100,22 @@ def test_peak_memory_is_what_is_held_at_a_time() -> None:
         del kept
 
     assert 8e6 <= peak_memory(call) < 8.1e6
+
+
+def test_a_step_on_the_same_batch_finds_its_rows_again(data, monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr(pair_rows, "pair_rows", lambda *given, of=pair_rows.pair_rows: found.append(1) or of(*given))
+    program = programs.programs(["symmetry"], 0, 8, "cpu")["symmetry"]
+    prepared = program.prepare(programs.first_batches(load_dataset(data), 1, 60, 0)[0])
+    before, counts = prepared.keys(), []
+    for call in (program.learn, program.embed):
+        for _ in range(3):
+            found.clear()
+            call(prepared)
+            counts.append(len(found))
+    # Of classes and of all pairs.
+    assert counts in ([2, 2, 2, 1, 1, 1], [0] * 6)
+    assert prepared.keys() == before
 
 
 def test_growth_is_the_slope_of_the_logarithms() -> None:
