@@ -6,7 +6,8 @@
 // Pairs [pairs] sorted by target -> first [sites + 1]: first pair of each site; block [sites + 1]: first site of each
 // block of sites whose pairs begin inside the block (a crystal, or several that share sites); place [pairs]: number of
 // each length among the different ones of its block; member [pairs]: a pair of each length. sizes: number of blocks,
-// of lengths, of pairs of the longest row. Without lengths (null) place and member stay as they are. Returns 1 where the pairs are not sorted, or name a site that is not there.
+// of lengths, of pairs of the longest row. Without lengths (null) place and member stay as they are. Returns 1 where the
+// pairs are not sorted, or name a site that is not there.
 extern "C" int layout(const int64_t* source, const int64_t* target, const T* length, int64_t pairs, int64_t sites,
     int64_t* first, int64_t* block, int32_t* place, int64_t* member, int64_t* sizes) {
     int64_t row = 0;
