@@ -122,7 +122,8 @@ def load_encoder(path: str | Path) -> Encoder:
         path: ``last.ckpt`` or ``best.ckpt`` of a run, of any objective.
 
     Returns:
-        The encoder with its trained parameters, on the CPU, in evaluation mode.
+        The encoder with its trained parameters, on the CPU, in evaluation mode, with the C++ kernels on where they
+        serve (``encoder.set_kernels(False)`` does without).
 
     Raises:
         FileNotFoundError: no such file.
@@ -134,6 +135,7 @@ def load_encoder(path: str | Path) -> Encoder:
     state = encoder_state(checkpoint)
     encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     load_encoder_state(encoder, checkpoint, path)
+    encoder.set_kernels(True)
     return encoder.eval()
 
 

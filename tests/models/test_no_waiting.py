@@ -34,7 +34,7 @@ SMALL = {
     "alignn": {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 8, "embedding_channels": 7, "k": 6},
 }  # fmt: skip
 VARIANTS = {
-    "sitenet": [{}, {"estimator": "info_nce", "noise": "learned"}],
+    "sitenet": [{}, {"tolerance": 1e-4}, {"estimator": "info_nce", "noise": "learned"}],
     "cgcnn": [{}, {"species_channels": 5}, {"critic": "bilinear", "kl": "paper"}],
     "megnet": [{}, {"fidelities": 4}],
     "alignn": [{}, {"tolerance": None}],
