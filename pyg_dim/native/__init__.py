@@ -67,6 +67,8 @@ def fault(name: str = "layout", dtype: torch.dtype = torch.float32, **widths: in
     try:
         library(name, dtype, **widths)
     except NoKernelError as error:
-        _logger.warning("PyTorch's own kernels are used: %s", error)
+        # Where none can be built, it is said once.
+        if name == "layout" or fault() is None:
+            _logger.warning("C++ kernels cannot be built: PyTorch's own are used (same numbers, slower): %s", error)
         return str(error)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+_logger = logging.getLogger(__name__)
 _FLAGS: Final = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-Wno-psabi")
 _SCALARS: Final = {torch.float32: "float", torch.float64: "double"}
 _HERE: Final = Path(__file__).parent
@@ -130,7 +132,13 @@ def _kept(folder: Path, stem: str) -> Path | None:
     return None
 
 
+@cache
+def _tell() -> None:
+    _logger.info("building kernels in C++, a second for each, once for this machine")
+
+
 def _build(compiler: str, arguments: list[str], folder: Path, stem: str) -> Path:
+    _tell()
     handle, written = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
     try:

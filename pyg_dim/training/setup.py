@@ -141,7 +141,7 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
 
 
 def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str) -> None:
-    """Let the encoder use C++ kernels and torch.compile where they are wanted and work; a warning says where not.
+    """Let the encoder use C++ kernels and torch.compile where they are wanted and work; warnings say where not.
 
     Args:
         options: compile and precision.
@@ -150,8 +150,6 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
     """
     on_cpu = device == "cpu"
     fault = native.fault() if options.compile and on_cpu else None
-    if fault is not None:
-        _logger.warning("the C++ kernels cannot be built: training without them (same numbers, slower): %s", fault)
     encoder.set_kernels(options.compile and on_cpu and fault is None)
     if type(encoder).set_compile is models.Encoder.set_compile:
         return
