@@ -115,6 +115,7 @@ def test_crystals_go_to_a_gpu_that_has_room(parquet, monkeypatch, caplog, times,
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
     # Without numbers, it stands in for one.
     monkeypatch.setattr(CrystalDataset, "to", lambda self, device, to=CrystalDataset.to: to(self, "meta"))
+    caplog.clear()  # of what reading the file said
     with caplog.at_level("INFO", "pyg_dim"):
         placed = made_resident(dataset, torch.device("cuda", 1))
     assert placed.pos.is_meta == resident
