@@ -1,5 +1,5 @@
-// Vectors of 64 bytes, the functions that the kernels are made of, and small matrix products.
-// The compiler splits the vectors where the machine has shorter registers.
+// Vectors as long as the registers of the machine, the functions that the kernels are made of, and small matrix
+// products. (Of longer vectors compilers make scalar code in many places: ten times slower where 64 bytes met AVX2.)
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -11,10 +11,17 @@
 
 using T = SCALAR;
 using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-typedef T Vec __attribute__((vector_size(64)));
-typedef std::make_unsigned_t<Int> UnsignedVec __attribute__((vector_size(64)));
-typedef T LooseVec __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-constexpr int LANES = 64 / sizeof(T);
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, REGISTERS = 16;
+#else
+constexpr int BYTES = 16, REGISTERS = 16;
+#endif
+typedef T Vec __attribute__((vector_size(BYTES)));
+typedef std::make_unsigned_t<Int> UnsignedVec __attribute__((vector_size(BYTES)));
+typedef T LooseVec __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+constexpr int LANES = BYTES / sizeof(T);
 constexpr T LAYER_NORM_EPS = 1e-5;
 
 static inline Vec load(const T* from) { return *reinterpret_cast<const LooseVec*>(from); }
@@ -23,20 +30,20 @@ static inline void add_to(T* to, Vec values) { store(to, load(to) + values); }
 static inline Vec fill(T value) { return Vec{} + value; }
 
 // The sum of the lanes, by halves.
-template <int BYTES, class Lanes>
+template <int SIZE, class Lanes>
 static inline T sum_halves(Lanes values) {
-    if constexpr (BYTES == sizeof(T)) {
+    if constexpr (SIZE == sizeof(T)) {
         return values[0];
     } else {
-        typedef T Half __attribute__((vector_size(BYTES / 2)));
+        typedef T Half __attribute__((vector_size(SIZE / 2)));
         Half low, high;
-        std::memcpy(&low, &values, BYTES / 2);
-        std::memcpy(&high, reinterpret_cast<const char*>(&values) + BYTES / 2, BYTES / 2);
-        return sum_halves<BYTES / 2>(low + high);
+        std::memcpy(&low, &values, SIZE / 2);
+        std::memcpy(&high, reinterpret_cast<const char*>(&values) + SIZE / 2, SIZE / 2);
+        return sum_halves<SIZE / 2>(low + high);
     }
 }
 
-static inline T sum(Vec values) { return sum_halves<64>(values); }
+static inline T sum(Vec values) { return sum_halves<BYTES>(values); }
 
 // e^x for x in [-87, 20] (values outside are set to the ends), to rounding; NaN for NaN.
 static inline Vec exp(Vec x) {
@@ -131,7 +138,10 @@ static inline void normalise_backward(Vec* gradient, const T* y, T scale) {
     for (int v = 0; v < n; ++v) gradient[v] = scale * (gradient[v] - mean - load(y + v * LANES) * slope);
 }
 
-constexpr int chunk_of(int vectors) { return vectors % 4 == 0 ? 4 : vectors % 2 == 0 ? 2 : 1; }
+// Vectors of a row that are summed at once: as many as six rows of them leave registers for.
+constexpr int chunk_of(int vectors) {
+    return REGISTERS >= 32 && vectors % 4 == 0 ? 4 : vectors % 2 == 0 ? 2 : 1;
+}
 
 template <int ROWS, int K, int N>
 static inline void product_rows(T* out, const T* a, const T* b, const T* bias) {
