@@ -43,6 +43,8 @@ class CrystalDataset:
         ids: [n] Arrow strings, all different.
         report: what was left out of the source, and why.
         units: name of a label -> its unit, where it is known.
+        fingerprint: [n, F] in the dtype of ``pos``, what is computed from the crystals themselves; see
+            :func:`pyg_dim.data.fingerprints.fingerprint_table`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CrystalDataset:
         ids: pa.Array,
         report: ImportReport,
         units: Mapping[str, str] | None = None,
+        fingerprint: Tensor | None = None,
     ) -> None:
         self.z = z
         self.pos = pos
@@ -66,6 +69,7 @@ class CrystalDataset:
         self.ids = ids
         self.report = report
         self.units = dict(units or {})
+        self.fingerprint = fingerprint
 
     @classmethod
     def from_parquet(
@@ -214,8 +218,8 @@ class CrystalDataset:
             row: row in the data set; negative ones count from the end.
 
         Returns:
-            A crystal with z, x, oxidation, pos, cell [1, 3, 3], row [1], id, and y [1, T] with all T labels of the
-            data set in their order, if it has any.
+            A crystal with z, x, oxidation, pos, cell [1, 3, 3], row [1], id, y [1, T] with all T labels of the data
+            set in their order, if it has any, and fingerprint [1, F] if it has one.
 
         Raises:
             IndexError: no such row.
@@ -236,7 +240,10 @@ class CrystalDataset:
     @property
     def num_bytes(self) -> int:
         """Memory that :meth:`to` takes on another device."""
-        return sum(tensor.nbytes for tensor in (self.z, self.pos, self.cell, self.oxidation, *self.labels.values()))
+        tensors = [self.z, self.pos, self.cell, self.oxidation, *self.labels.values()]
+        if self.fingerprint is not None:
+            tensors.append(self.fingerprint)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def to(self, device: torch.device | str) -> CrystalDataset:
         """The data set with all that batches are made of on a device.
@@ -253,6 +260,8 @@ class CrystalDataset:
         moved = copy(self)
         for name in ("z", "pos", "cell", "oxidation"):
             setattr(moved, name, getattr(self, name).to(device))
+        if self.fingerprint is not None:
+            moved.fingerprint = self.fingerprint.to(device)
         return moved.with_labels({name: values.to(device) for name, values in self.labels.items()})
 
     def with_labels(self, labels: Mapping[str, Tensor]) -> CrystalDataset:
@@ -272,6 +281,25 @@ class CrystalDataset:
                 raise ValueError(f"label {name!r} has shape {list(values.shape)} for {len(self)} crystals")
         changed = copy(self)
         changed.labels = self.labels | dict(labels)
+        return changed
+
+    def with_fingerprint(self, values: Tensor) -> CrystalDataset:
+        """The same crystals with a fingerprint each, which becomes part of every batch.
+
+        Args:
+            values: [n, F], as :func:`~pyg_dim.data.fingerprints.fingerprint_table` computes them; they replace those
+                there are.
+
+        Returns:
+            A new data set that shares everything else with this one; it is not written to Parquet with the rest.
+
+        Raises:
+            ValueError: values of another shape.
+        """
+        if values.dim() != 2 or len(values) != len(self):
+            raise ValueError(f"fingerprint has shape {list(values.shape)} for {len(self)} crystals; it must be [n, F]")
+        changed = copy(self)
+        changed.fingerprint = values.to(self.pos)
         return changed
 
     def __repr__(self) -> str:
@@ -348,6 +376,7 @@ class CrystalDataset:
             ids=self.ids.take(pa.array(rows.numpy())),
             report=self.report,
             units=self.units,
+            fingerprint=None if self.fingerprint is None else self.fingerprint[here[1]],
         )
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
@@ -358,8 +387,8 @@ class CrystalDataset:
             targets: T labels that become ``y``.
 
         Returns:
-            A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, and y [B, T] if targets are given,
-            on the device of the data set.
+            A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, y [B, T] if targets are given, and
+            fingerprint [B, F] if the data set has one, on the device of the data set.
 
         Raises:
             ValueError: no such target.
@@ -385,4 +414,6 @@ class CrystalDataset:
         }
         if targets:
             fields[keys.Y] = torch.stack([self.target(name)[rows] for name in targets], dim=1).to(self.pos.dtype)
+        if self.fingerprint is not None:
+            fields[keys.FINGERPRINT] = self.fingerprint[rows]
         return CrystalBatch(**fields)

@@ -1,6 +1,7 @@
 """Keys of a crystal batch, each with its shape and unit.
 
-N sites, B crystals, E edges of the graph, T targets, L edges of the line graph, P pairs of classes of one batch.
+N sites, B crystals, E edges of the graph, T targets, F columns of the fingerprint, L edges of the line graph, P pairs
+of classes of one batch.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ PAIR_COUNT: Final = "pair_count"
 """[P] int64: how many of them end at each site of the target class."""
 Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
+FINGERPRINT: Final = "fingerprint"
+"""[B, F] float: what is computed from the crystals themselves (see :mod:`pyg_dim.data.fingerprints`)."""
 
 SPECIES_KEYS: Final = (Z, X, OXIDATION)
 """What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""
