@@ -40,7 +40,10 @@ class Encoder(nn.Module, ABC):
         config: the constructor's arguments, as plain values: ``build(name, **config)`` makes an equal encoder.
         graph: what adds edges to a batch: ``graph(batch) -> batch``.
         channels: length D of the global representation.
+        output: the layer from the pooled hidden layer [B, H] to the global representation.
+        global_level: the level of that layer; its constituents are the local representations [N, L].
         kernels: whether heavy steps run by C++ kernels, see :meth:`set_kernels`.
+        default_readout: kind of :meth:`readout` where none is asked for.
     """
 
     name: ClassVar[str]
@@ -48,7 +51,10 @@ class Encoder(nn.Module, ABC):
     config: dict[str, Any]
     graph: Callable[[Any], Any]
     channels: int
+    output: nn.Linear
+    global_level: Level
     kernels: bool = False
+    default_readout: Readout = "global"
 
     @abstractmethod
     def represent(self, batch: Any) -> Representation:
@@ -72,13 +78,13 @@ class Encoder(nn.Module, ABC):
         """
         return self.represent(batch).crystal
 
-    def readout(self, batch: Any, kind: Readout = "global") -> Tensor:
+    def readout(self, batch: Any, kind: Readout | None = None) -> Tensor:
         """The vectors that a probe is given.
 
         Args:
             batch: crystal batch with the edges of ``graph``.
             kind: "global", the representation alone (the paper); "full", with the pooled hidden layer and the mean,
-                standard deviation, minimum and maximum of the local vectors.
+                standard deviation, minimum and maximum of the local vectors; by default ``default_readout``.
 
         Returns:
             [B, D] or [B, D + H + 4 L] vectors.
@@ -86,6 +92,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: unknown kind.
         """
+        kind = self.default_readout if kind is None else kind
         if kind not in READOUTS:
             raise ValueError(f"unknown readout {kind!r}; known: {', '.join(READOUTS)}")
         out = self.represent(batch)
@@ -98,7 +105,9 @@ class Encoder(nn.Module, ABC):
             return zeros.scatter_reduce(0, crystal, values, how, include_self=False)
 
         mean = reduce(out.site, "mean")
-        spread = reduce((out.site - mean[batch.batch]).square(), "mean").sqrt()
+        variance = reduce((out.site - mean[batch.batch]).square(), "mean")
+        # The root has no finite slope at zero, where all sites are equal: there it is left out of the gradient.
+        spread = torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
         return torch.cat(
             [out.crystal, out.hidden, mean, spread, reduce(out.site, "amin"), reduce(out.site, "amax")], dim=-1
         )
@@ -129,6 +138,24 @@ class Encoder(nn.Module, ABC):
         Args:
             enabled: whether to compile.
         """
+
+    def readout_channels(self, kind: Readout = "global") -> int:
+        """Length of the vectors of :meth:`readout`.
+
+        Args:
+            kind: "global" or "full".
+
+        Returns:
+            D, or D + H + 4 L.
+
+        Raises:
+            ValueError: unknown kind.
+        """
+        if kind not in READOUTS:
+            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(READOUTS)}")
+        if kind == "global":
+            return self.channels
+        return self.channels + self.output.in_features + 4 * self.global_level.constituent_channels
 
 
 def site_mean(values: Tensor, batch: Any) -> Tensor:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pyg_dim.evaluate.formatting import markdown_row, number, replace_file
-from pyg_dim.evaluate.probes import RIDGE
+from pyg_dim.evaluate.regressors import RIDGE
 from pyg_dim.losses import BASELINES
 
 SPEED: Final = "crystals_per_second"
@@ -50,7 +50,7 @@ class Run:
     Attributes:
         name: Unique among the runs that are compared.
         model: Architecture.
-        objective: What it was trained for.
+        objective: What it was trained for; several names are joined by "+".
         options: All options of the run.
         data: Name of the data.
         fingerprint: Checksum of crystals, labels of the targets and parts.
@@ -176,7 +176,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     Returns:
         One sentence for each; none where nothing does.
     """
-    infomax = [run for run in runs if run.objective == "deep_infomax"]
+    infomax = [run for run in runs if "deep_infomax" in run.objective.split("+")]
 
     def targets(run: Run) -> str:
         target = run.options.get("target")

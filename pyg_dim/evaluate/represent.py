@@ -17,7 +17,7 @@ from pyg_dim.models.encoder import Encoder, Readout
 def represent(
     encoder: Encoder,
     loader: Iterable[CrystalBatch],
-    kind: Readout = "global",
+    kind: Readout | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Represent the crystals of a loader by the vectors of a frozen encoder.
@@ -31,7 +31,8 @@ def represent(
         encoder: The encoder.
         loader: Yields crystal batches with edges, each with its rows in the data set (:data:`pyg_dim.data.keys.ROW`).
         kind: ``"global"`` (the global vector, the representation of the paper) or ``"full"`` (the global vector, the
-            pooled hidden layer and the mean, standard deviation, minimum and maximum of the local vectors).
+            pooled hidden layer and the mean, standard deviation, minimum and maximum of the local vectors); by default
+            that of the encoder, ``encoder.default_readout``.
         device: Where to compute; the device of the encoder's parameters by default.
 
     Returns:

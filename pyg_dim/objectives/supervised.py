@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyg_dim.data.batch import CrystalBatch
+from pyg_dim.models.encoder import Readout
 
 LabelLoss = Literal["l1", "mse"]
 LABEL_LOSSES: Final = ("l1", "mse")
@@ -22,13 +23,15 @@ class Supervised(nn.Module):
     masked: they change neither the loss nor a gradient.
 
     Args:
-        encoder: an encoder with ``channels`` and ``forward(batch) -> [B, channels]``.
+        encoder: an encoder with ``channels`` and ``forward(batch) -> [B, channels]``; for another readout than
+            "global" a :class:`pyg_dim.models.Encoder`.
         targets: names of the T labels, in the order of the columns of ``batch.y``.
         loss: "l1" (mean absolute error, as Site-Net) or "mse" (mean squared error), on normalised labels.
         head_channels: width of the hidden layer of the head.
+        readout: vectors that the head sees, see :meth:`pyg_dim.models.Encoder.readout`.
 
     Raises:
-        ValueError: no target, a target given twice, or an unknown loss.
+        ValueError: no target, a target given twice, an unknown loss or readout.
 
     Source: Moran et al., Digital Discovery 2023, 2, 1297 (Site-Net).
     """
@@ -42,6 +45,7 @@ class Supervised(nn.Module):
         targets: Sequence[str],
         loss: LabelLoss = "l1",
         head_channels: int = 64,
+        readout: Readout = "global",
     ) -> None:
         super().__init__()
         if not targets or len(set(targets)) < len(targets):
@@ -51,7 +55,8 @@ class Supervised(nn.Module):
         self.encoder = encoder
         self.targets = tuple(targets)
         self.loss: LabelLoss = loss
-        channels: int = encoder.channels  # type: ignore[assignment]
+        self.readout: Readout = readout
+        channels: int = encoder.channels if readout == "global" else encoder.readout_channels(readout)  # type: ignore
         self.head = nn.Sequential(nn.Linear(channels, head_channels), nn.Mish(), nn.Linear(head_channels, len(targets)))
         self.register_buffer("mean", torch.zeros(len(targets)))
         self.register_buffer("scale", torch.ones(len(targets)))
@@ -75,6 +80,19 @@ class Supervised(nn.Module):
             # A constant target has no spread to divide by.
             self.scale[column] = torch.where(spread > 0, spread, torch.ones_like(spread))
 
+    def represent(self, batch: CrystalBatch) -> Tensor:
+        """The vectors that the head sees.
+
+        Args:
+            batch: B crystals.
+
+        Returns:
+            [B, width of the readout].
+        """
+        if self.readout == "global":
+            return self.encoder(batch)
+        return self.encoder.readout(batch, self.readout)  # type: ignore[operator]
+
     def predict(self, batch: CrystalBatch) -> Tensor:
         """Predict labels in their own units.
 
@@ -84,7 +102,7 @@ class Supervised(nn.Module):
         Returns:
             [B, T].
         """
-        return self.head(self.encoder(batch)) * self.scale + self.mean
+        return self.head(self.represent(batch)) * self.scale + self.mean
 
     def forward(self, batch: CrystalBatch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Compare predictions with the labels of a batch.

@@ -169,7 +169,7 @@ class Progress(TQDMProgressBar):
 
 def _headline(means: dict[str, float]) -> dict[str, float]:
     """The losses that a user follows: those of an objective, without its parts."""
-    hidden = ("detail/", "kl/")
+    hidden = ("detail/", "kl/", "total/")
     return {
         name: value
         for name, value in means.items()

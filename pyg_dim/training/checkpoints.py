@@ -123,7 +123,8 @@ def load_encoder(path: str | Path) -> Encoder:
 
     Returns:
         The encoder with its trained parameters, on the CPU, in evaluation mode, with the C++ kernels on where they
-        serve (``encoder.set_kernels(False)`` does without).
+        serve (``encoder.set_kernels(False)`` does without) and the readout of the run as ``default_readout``
+        ("global" where the run knew no other).
 
     Raises:
         FileNotFoundError: no such file.
@@ -136,6 +137,7 @@ def load_encoder(path: str | Path) -> Encoder:
     encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     load_encoder_state(encoder, checkpoint, path)
     encoder.set_kernels(True)
+    encoder.default_readout = about["options"].get("readout", "global")
     return encoder.eval()
 
 

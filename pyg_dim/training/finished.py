@@ -116,7 +116,7 @@ def _read_run(path: Path, name: str) -> Run:
     return Run(
         name=name,
         model=about["model"],
-        objective=options.objective,
+        objective="+".join(options.objectives),
         options=options.to_dict(),
         data=Path(about["data"]["source"]).name,
         fingerprint=about["data"]["fingerprint"],

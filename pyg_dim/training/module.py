@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.losses import BASELINES
@@ -19,6 +22,7 @@ from pyg_dim.training.checkpoints import SECTION
 from pyg_dim.training.coverage import scarce_text, skipped_text, starved_text
 from pyg_dim.training.loaders import CrystalData
 from pyg_dim.training.meter import COVERAGE, LossMeter
+from pyg_dim.training.schedules import Schedule, cosine
 
 _logger = logging.getLogger(__name__)
 
@@ -50,13 +54,20 @@ class TrainingModule(LightningModule):
         weight_decay: weight decay of AdamW.
         seed: seed of the run.
         about: plain values that every checkpoint carries, from :func:`pyg_dim.training.checkpoints.section`.
+        schedule: learning rate over the run, see :mod:`pyg_dim.training.schedules`.
 
     Source: AMSGrad, eps 1e-7, learning rate and weight decay of the configuration that was published with Moran et al.,
     Digital Discovery 2025, 4, 790 (``compact_dim_klnorm.yaml``).
     """
 
     def __init__(
-        self, objective: nn.Module, lr: float, weight_decay: float, seed: int, about: Mapping[str, Any]
+        self,
+        objective: nn.Module,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+        about: Mapping[str, Any],
+        schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
         self.objective = objective
@@ -64,6 +75,7 @@ class TrainingModule(LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.about = dict(about)
+        self.schedule = schedule
         self.train_meter = LossMeter()
         self.val_meter = LossMeter()
         self._coverage_told = False
@@ -73,9 +85,15 @@ class TrainingModule(LightningModule):
         """What is trained."""
         return cast(Encoder, self.objective.encoder)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with AMSGrad over all parameters."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=1e-7, amsgrad=True)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with AMSGrad over all parameters, and the schedule of its learning rate."""
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=1e-7, amsgrad=True
+        )
+        if self.schedule == "constant":
+            return optimizer
+        factor = partial(cosine, steps=int(self.trainer.estimated_stepping_batches))
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the section that tells what the checkpoint is of."""

@@ -7,18 +7,22 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
+from pyg_dim.data.fingerprints import FINGERPRINTS
 from pyg_dim.false_samples.transplant import DonorRule
+from pyg_dim.models.encoder import READOUTS, Readout
 from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS
 from pyg_dim.objectives.supervised import LabelLoss
 from pyg_dim.training.devices import Accelerator
+from pyg_dim.training.schedules import Schedule
 
-Objective = Literal["deep_infomax", "supervised"]
+OBJECTIVES: Final = ("deep_infomax", "fingerprint", "barlow_twins", "supervised")
+"""Objectives by name."""
 Precision = Literal["16", "32", "64", "bf16"]
 
 CHANGEABLE: Final = frozenset(
-    {"epochs", "precision", "accelerator", "compile", "data", "logdir", "name", "init", "resume"}
+    {"epochs", "precision", "accelerator", "compile", "data", "logdir", "name", "init", "resume", "readout"}
 )
-"""Options that a resumed run may change: where and how long it computes, not what.
+"""Options that a resumed run may change: where and how long it computes and what it hands on, not what it computes.
 
 The number of devices stays: each has batches of its own, and the position among them is saved once. ``logdir`` and
 ``name`` may only say where the run lies already.
@@ -42,9 +46,14 @@ class TrainOptions:
     """
 
     model: Annotated[str, "architecture of the encoder; its own options are --encoder.*"] = "sitenet"
-    objective: Annotated[Objective, "deep_infomax (self-supervised) or supervised (on the labels of --target)"] = (
-        "deep_infomax"
-    )
+    objective: Annotated[
+        str,
+        "deep_infomax, fingerprint, barlow_twins (without labels) or supervised (on the labels of --target); several "
+        "joined by +, as in deep_infomax+fingerprint, add up",
+    ] = "deep_infomax"
+    objective_weights: Annotated[
+        str | list[float] | None, "weights of the objectives, separated by commas, in their order; 1 each by default"
+    ] = None
     data: Annotated[
         str,
         "crystals to train on: a Parquet file with OPTIMADE names, a folder of CIF files, a Matbench .json.gz, or "
@@ -59,6 +68,9 @@ class TrainOptions:
     epochs: Annotated[int, "passes over the training part"] = 12
     batch_sites: Annotated[int, "unique sites in a batch"] = 1200
     lr: Annotated[float, "learning rate of AdamW"] = 1e-4
+    schedule: Annotated[
+        Schedule, "learning rate over the run: constant (as published), or cosine, which falls to zero at its end"
+    ] = "constant"
     weight_decay: Annotated[float, "weight decay of AdamW"] = 1e-4
     seed: Annotated[int, "seed of parameters, split, batches, false samples and noise"] = 0
     val_fraction: Annotated[float, "share of the crystals kept for validation; 0 for none"] = 0.1
@@ -82,6 +94,11 @@ class TrainOptions:
     name: Annotated[
         str | None, "name of the run, its folder in --logdir; by default made from model, objective and data"
     ] = None
+    readout: Annotated[
+        Readout,
+        "vectors that the checkpoint hands to probes and embeddings: global (the paper), or full (with the pooled "
+        "hidden layer and statistics of the local vectors)",
+    ] = "global"
     kinds: Annotated[str | list[str], "deep_infomax: kinds of false samples, separated by commas"] = _KINDS
     alpha: Annotated[float, "deep_infomax: weight of the Jensen-Shannon loss"] = 1.0
     beta: Annotated[float, "deep_infomax: weight of the KL term"] = 0.1
@@ -89,19 +106,27 @@ class TrainOptions:
     donors: Annotated[
         DonorRule, "deep_infomax: donors of transplanted species: of equal site count where possible, or any"
     ] = "matched"
+    fingerprints: Annotated[
+        str | list[str], "fingerprint: what is predicted of each crystal, magpie, radial, or both separated by commas"
+    ] = "magpie"
+    barlow_channels: Annotated[int, "barlow_twins: length of the vectors that are compared"] = 256
+    mask: Annotated[float, "barlow_twins: share of the sites of a crystal whose species are hidden; 0 for none"] = 0.1
+    displacement: Annotated[
+        float, "barlow_twins: standard deviation of the displacement of sites along each axis, in angstrom"
+    ] = 0.05
     loss: Annotated[LabelLoss, "supervised: mean absolute or mean squared error"] = "l1"
     head_channels: Annotated[int, "supervised: width of the hidden layer of the head"] = 64
     encoder: Annotated[dict[str, Any], "options of the architecture"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_sites", "max_sites", "devices", "head_channels"):
+        for name in ("epochs", "batch_sites", "max_sites", "devices", "head_channels", "barlow_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"--limit must be at least 2 crystals; got {self.limit}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be positive and finite; got {self.lr}")
-        for name in ("weight_decay", "alpha", "beta"):
+        for name in ("weight_decay", "alpha", "beta", "displacement"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be finite and not negative; got {getattr(self, name)}"
@@ -112,12 +137,41 @@ class TrainOptions:
             raise ValueError(f"--name must be the name of one folder, without a path; got {self.name!r}; see --logdir")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction must lie in [0, 1); got {self.val_fraction}")
+        if not 0 <= self.mask < 1:
+            raise ValueError(f"--mask must lie in [0, 1); got {self.mask}")
+        if self.readout not in READOUTS:
+            raise ValueError(f"--readout {self.readout}: unknown; known: {', '.join(READOUTS)}")
+        if fault := objective_fault(self.objective):
+            raise ValueError(f"--objective {self.objective}: {fault}")
+        _check_weights(self.objectives, self.weights)
         if unknown := [kind for kind in self.false_kinds if kind not in KINDS]:
             raise ValueError(f"--kinds {','.join(unknown)}: unknown; known: {', '.join(KINDS)}")
-        if self.objective == "supervised" and not self.targets:
+        kinds = self.fingerprint_kinds
+        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(FINGERPRINTS):
+            raise ValueError(
+                f"--fingerprints must be of {', '.join(FINGERPRINTS)}, each once; got {self.fingerprints!r}"
+            )
+        if "supervised" in self.objectives and not self.targets:
             raise ValueError("--objective supervised needs --target COLUMN: a label column of the data")
         if self.init is not None and self.resume is not None:
             raise ValueError("--init starts a new run and --resume continues one: give one of them")
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of the objectives that add up, as a list."""
+        return _names(self.objective)
+
+    @property
+    def weights(self) -> list[float]:
+        """Weight of each objective, in their order."""
+        if self.objective_weights is None:
+            return [1.0] * len(self.objectives)
+        try:
+            return [float(weight) for weight in _as_list(self.objective_weights)]
+        except ValueError as error:
+            raise ValueError(
+                f"--objective-weights must be numbers separated by commas; got {self.objective_weights!r}"
+            ) from error
 
     @property
     def targets(self) -> list[str]:
@@ -130,12 +184,17 @@ class TrainOptions:
         return _as_list(self.kinds)
 
     @property
+    def fingerprint_kinds(self) -> list[str]:
+        """Kinds of fingerprints, as a list."""
+        return _as_list(self.fingerprints)
+
+    @property
     def run_name(self) -> str:
         """Name of the run, or the stem of one: model, objective and data."""
         if self.name is not None:
             return self.name
         data = Path(self.data).name.split(".")[0] or "data"
-        return f"{self.model}-{self.objective}-{data}".replace("_", "-").replace(" ", "-")
+        return f"{self.model}-{'-'.join(self.objectives)}-{data}".replace("_", "-").replace(" ", "-")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name: what a checkpoint holds."""
@@ -146,6 +205,23 @@ class TrainOptions:
         """Options from plain values by name; names that this version does not know are left out."""
         known = {entry.name for entry in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def objective_fault(value: str) -> str | None:
+    """Say what is wrong with the names of objectives.
+
+    Args:
+        value: one name, or several joined by "+".
+
+    Returns:
+        A name that is none of :data:`OBJECTIVES`, or is there twice, in words; None where all is well.
+    """
+    names = _names(value)
+    if unknown := [name for name in names if name not in OBJECTIVES]:
+        return f"unknown: {', '.join(map(repr, unknown))}; known: {', '.join(OBJECTIVES)}, several are joined by +"
+    if len(set(names)) < len(names):
+        return "each objective is named once; --objective-weights gives it more weight"
+    return None
 
 
 def descriptions() -> dict[str, tuple[Any, str]]:
@@ -159,8 +235,22 @@ def _is_folder_name(name: str) -> bool:
     return bool(name.strip()) and name not in (".", "..") and name.isprintable() and not set(name) & set("/\\")
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
+def _check_weights(objectives: list[str], weights: list[float]) -> None:
+    if len(weights) != len(objectives):
+        raise ValueError(
+            f"--objective-weights needs one weight for each of {', '.join(objectives)}; got {len(weights)} of them"
+        )
+    for weight in weights:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"--objective-weights must be finite and not negative; got {weight}")
+
+
+def _names(objective: str) -> list[str]:
+    return [name.strip() for name in objective.split("+")]
+
+
+def _as_list(value: Any) -> list[str]:
     if value is None:
         return []
     parts = value.split(",") if isinstance(value, str) else value
-    return [part.strip() for part in parts if part.strip()]
+    return [text for part in parts if (text := str(part).strip())]

@@ -89,7 +89,12 @@ def train(options: TrainOptions) -> RunResult:
     prepare_kernels(options, encoder, accelerator)
     objective = prepare_objective(options, encoder, data)
     module = TrainingModule(
-        objective, options.lr, options.weight_decay, options.seed, section(encoder, options.to_dict(), about_data)
+        objective,
+        options.lr,
+        options.weight_decay,
+        options.seed,
+        section(encoder, options.to_dict(), about_data),
+        options.schedule,
     )
     if options.precision == "64":
         # Lightning loads the parameters of a checkpoint before it converts the module, and so would round them.
@@ -162,9 +167,10 @@ def train(options: TrainOptions) -> RunResult:
 def _strategy(options: TrainOptions) -> DDPStrategy | str:
     if options.devices == 1:
         return "auto"
-    # Labels leave the critics of an encoder without gradient, and so does InfoNCE where a batch (of one crystal) has no
-    # false sample; other processes would wait for these gradients. Jensen-Shannon losses always reach all parameters.
-    unused = options.objective == "supervised" or options.encoder.get("estimator") == "info_nce"
+    # Other objectives leave the critics of an encoder without gradient, and so does InfoNCE where a batch (of one
+    # crystal) has no false sample; other processes would wait for these gradients. Jensen-Shannon losses always reach
+    # all parameters.
+    unused = "deep_infomax" not in options.objectives or options.encoder.get("estimator") == "info_nce"
     return DDPStrategy(find_unused_parameters=unused)
 
 
@@ -203,7 +209,7 @@ def _announce(options: TrainOptions, data: RunData, encoder: models.Encoder, dir
 
 
 def _loaders(options: TrainOptions, data: RunData, encoder: models.Encoder) -> CrystalData:
-    targets = options.targets if options.objective == "supervised" else []
+    targets = options.targets if "supervised" in options.objectives else []
 
     def loader(rows: Tensor) -> CrystalLoader:
         return CrystalLoader(
@@ -217,7 +223,7 @@ def _monitors(options: TrainOptions, data: RunData, loaders: CrystalData) -> lis
     """What is shown of the representations: those of the validation part, or of the training part without one."""
     shown = loaders.train if loaders.val is None else loaders.val
     target = options.targets[0] if options.targets else None
-    charts = [LossCharts()] if options.objective == "deep_infomax" else []
+    charts = [LossCharts()] if "deep_infomax" in options.objectives else []
     return [*charts, RepresentationMonitor(shown), EmbeddingProjector(shown, target)]
 
 

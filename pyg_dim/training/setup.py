@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyg_dim import models, native
 from pyg_dim.data import CrystalDataset, load_dataset
+from pyg_dim.data.fingerprints import fingerprint_table
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
-from pyg_dim.objectives.deep_infomax import DeepInfoMax
-from pyg_dim.objectives.supervised import Supervised
+from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Fingerprint, Supervised
 from pyg_dim.training.checkpoints import changed_options, load_encoder_state, read_checkpoint
 from pyg_dim.training.devices import compile_fault
 from pyg_dim.training.options import TrainOptions
@@ -69,10 +69,12 @@ def prepare_data(options: TrainOptions) -> RunData:
     """Read the crystals of a run and split them.
 
     Args:
-        options: data, target, limit, max_sites, oxidation, precision, split, val_fraction and seed.
+        options: data, objective, target, limit, max_sites, oxidation, precision, split, val_fraction, seed and
+            fingerprints.
 
     Returns:
-        The crystals; for the supervised objective those with at least one label of the targets.
+        The crystals, with fingerprints where an objective predicts them; for the supervised objective alone those with
+        at least one label of the targets.
 
     Raises:
         FileNotFoundError: no such data.
@@ -86,17 +88,20 @@ def prepare_data(options: TrainOptions) -> RunData:
         if not label.isfinite().any():
             _logger.warning("%s has no value of %s: it cannot be probed", options.data, name)
     kept = torch.arange(len(dataset))
-    if options.objective == "supervised":
+    if "supervised" in options.objectives:
         known = torch.stack(labels, dim=1).isfinite().any(dim=1)
         if not known.any():
             raise ValueError(f"{options.data} has no crystal with a label in {', '.join(options.targets)}")
-        if not known.all():
+        # Other objectives learn from crystals without a label, too.
+        if not known.all() and options.objectives == ["supervised"]:
             _logger.info("%d crystals without a label of %s are left out", int((~known).sum()), options.targets)
             kept = known.nonzero()[:, 0]
     if options.limit is not None and options.limit < kept.numel():
         generator = torch.Generator().manual_seed(options.seed)
         kept = kept[torch.randperm(kept.numel(), generator=generator)[: options.limit].sort().values]
     whole, dataset = dataset, dataset if kept.numel() == len(dataset) else dataset.subset(kept)
+    if "fingerprint" in options.objectives:
+        dataset = dataset.with_fingerprint(fingerprint_table(dataset, options.fingerprint_kinds))
     if options.split in SPLIT_RULES:
         return RunData(dataset, *split(dataset, options.val_fraction, options.seed, options.split))  # type: ignore[arg-type]
     # Parts that were laid down for all crystals: of each, those that are kept.
@@ -166,25 +171,55 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
     encoder.set_compile(wanted and fault is None)
 
 
-def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunData) -> DeepInfoMax | Supervised:
+def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.Module:
     """Build the objective of a run.
 
     Args:
-        options: objective and its own options.
+        options: objective, objective_weights and the options of each objective.
         encoder: what is trained.
-        data: crystals; their training labels set the normalisation.
+        data: crystals; the labels and fingerprints of those to train on set the normalisation.
 
     Returns:
-        The objective.
+        The objective, a :class:`~pyg_dim.objectives.combined.Combined` where there are several.
 
     Raises:
         ValueError: an option out of range, or a target without labels in the training part.
     """
-    if options.objective == "supervised":
-        supervised = Supervised(encoder, options.targets, options.loss, options.head_channels)
-        labels = [data.dataset.target(name)[data.train] for name in options.targets]
-        supervised.fit_labels(torch.stack(labels, dim=1))
-        return supervised
+    objectives = {name: _BUILDERS[name](options, encoder, data) for name in options.objectives}
+    if len(objectives) > 1:
+        return Combined(objectives, dict(zip(objectives, options.weights, strict=True)))
+    return objectives[options.objectives[0]]
+
+
+def _deep_infomax(options: TrainOptions, encoder: models.Encoder, _: RunData) -> nn.Module:
     return DeepInfoMax(
         encoder, options.false_kinds, options.alpha, options.beta, isolate=options.isolate, donors=options.donors
     )
+
+
+def _fingerprint(_: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.Module:
+    values = data.dataset.fingerprint
+    assert values is not None  # noqa: S101 - prepare_data has computed them
+    objective = Fingerprint(encoder, values.size(1))
+    objective.fit_fingerprints(values[data.train])
+    return objective
+
+
+def _barlow_twins(options: TrainOptions, encoder: models.Encoder, _: RunData) -> nn.Module:
+    return BarlowTwins(encoder, options.barlow_channels, mask=options.mask, displacement=options.displacement)
+
+
+def _supervised(options: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.Module:
+    objective = Supervised(encoder, options.targets, options.loss, options.head_channels)
+    labels = [data.dataset.target(name)[data.train] for name in options.targets]
+    objective.fit_labels(torch.stack(labels, dim=1))
+    return objective
+
+
+_BUILDERS: Final[dict[str, Callable[[TrainOptions, models.Encoder, RunData], nn.Module]]] = {
+    "deep_infomax": _deep_infomax,
+    "fingerprint": _fingerprint,
+    "barlow_twins": _barlow_twins,
+    "supervised": _supervised,
+}
+"""How each of :data:`pyg_dim.training.options.OBJECTIVES` is built."""

@@ -86,7 +86,7 @@ class RepresentationMonitor(Callback):
         """Measure and log."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not trainer.is_global_zero:
             return
-        vectors, _ = represent(cast(Encoder, pl_module.encoder), self.loader)
+        vectors, _ = represent(cast(Encoder, pl_module.encoder), self.loader, "global")
         finite = torch.isfinite(vectors).all(dim=1)
         if not finite.all():
             self._warn_once(
@@ -143,7 +143,7 @@ class EmbeddingProjector(Callback):
         writers = _writers(trainer)
         if not trainer.is_global_zero or not writers:
             return
-        vectors, rows = represent(cast(Encoder, pl_module.encoder), self.loader)
+        vectors, rows = represent(cast(Encoder, pl_module.encoder), self.loader, "global")
         finite = torch.isfinite(vectors).all(dim=1)
         if not finite.all():
             rank_zero_warn(f"{int((~finite).sum())} crystals are not shown: their representation is not finite")

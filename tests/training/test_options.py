@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pyg_dim.training.options import TrainOptions, descriptions
@@ -32,6 +34,21 @@ from pyg_dim.training.options import TrainOptions, descriptions
         ({"val_fraction": 1.0}, r"--val-fraction must lie in \[0, 1\)"),
         ({"kinds": "other,foo"}, "--kinds foo: unknown; known: other, composition"),
         ({"objective": "supervised"}, "needs --target COLUMN"),
+        ({"objective": "deep_infomax+supervised"}, "needs --target COLUMN"),
+        ({"objective": "magic"}, "--objective magic: unknown: 'magic'; known: deep_infomax, fingerprint, barlow_twins"),
+        ({"objective": "deep_infomax+"}, r"--objective deep_infomax\+: unknown: ''"),
+        ({"objective": "fingerprint+fingerprint"}, "each objective is named once; --objective-weights"),
+        ({"objective_weights": "1,2"}, "needs one weight for each of deep_infomax; got 2 of them"),
+        ({"objective_weights": "much"}, "--objective-weights must be numbers separated by commas; got 'much'"),
+        ({"objective_weights": [-1.0]}, "--objective-weights must be finite and not negative; got -1.0"),
+        ({"objective_weights": "nan"}, "--objective-weights must be finite and not negative; got nan"),
+        ({"fingerprints": "magpie,soap"}, "--fingerprints must be of magpie, radial, each once; got 'magpie,soap'"),
+        ({"fingerprints": ["radial", "radial"]}, "--fingerprints must be of magpie, radial, each once"),
+        ({"fingerprints": ""}, "--fingerprints must be of magpie, radial, each once; got ''"),
+        ({"barlow_channels": 0}, "--barlow-channels must be at least 1; got 0"),
+        ({"mask": 1.0}, r"--mask must lie in \[0, 1\); got 1.0"),
+        ({"displacement": -0.1}, "--displacement must be finite and not negative"),
+        ({"readout": "local"}, "--readout local: unknown; known: global, full"),
         ({"init": "a.ckpt", "resume": "b.ckpt"}, "give one of them"),
     ],
 )
@@ -47,9 +64,19 @@ def test_lists_may_be_written_with_commas():
     assert TrainOptions().targets == []
 
 
+def test_objectives_add_up_with_their_weights():
+    options = TrainOptions(objective="deep_infomax + fingerprint", fingerprints=["radial", "magpie"])
+    assert (options.objectives, options.weights) == (["deep_infomax", "fingerprint"], [1, 1])
+    assert options.fingerprint_kinds == ["radial", "magpie"]
+    for weights in ("1, 0.5", [1, 0.5]):
+        assert replace(options, objective_weights=weights).weights == [1, 0.5]
+    assert TrainOptions().objectives == ["deep_infomax"]
+
+
 def test_the_name_of_a_run_tells_what_it_is():
     assert TrainOptions().run_name == "sitenet-deep-infomax-prototypes"
     assert TrainOptions(data="a/b c/set.json.gz").run_name == "sitenet-deep-infomax-set"
+    assert TrainOptions(objective="deep_infomax+fingerprint").run_name == "sitenet-deep-infomax-fingerprint-prototypes"
     assert TrainOptions(name="mine").run_name == "mine"
 
 

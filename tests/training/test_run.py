@@ -17,6 +17,7 @@ from pyg_dim.models import build
 from pyg_dim.training import loaders
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import load_encoder, read_checkpoint
+from pyg_dim.training.finished import read_runs
 from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
 from pyg_dim.training.run import train
@@ -241,6 +242,96 @@ def test_initial_parameters_are_those_of_the_checkpoint(options):
     # A learning rate that changes nothing shows what the run started from.
     result = train(options(init=str(pretrained), lr=1e-30, weight_decay=0.0, epochs=1))
     assert same(load_encoder(pretrained).state_dict(), load_encoder(result.directory / "last.ckpt").state_dict())
+
+
+ALL = "deep_infomax+fingerprint+barlow_twins"
+ADDED = ("total/deep_infomax", "total/fingerprint", "total/barlow_twins", "mse/fingerprint", "barlow/on_diagonal",
+         "barlow/off_diagonal")  # fmt: skip
+ENCODERS = {
+    "sitenet": None,
+    "cgcnn": {"site_channels": 8, "convolutions": 1, "crystal_channels": 8},
+    "megnet": {"element_channels": 4, "gaussians": 10, "blocks": 1, "feature_channels": 8, "dense_hidden": [8],
+               "convolution_hidden": [8], "crystal_channels": 8},
+    "alignn": {"alignn_layers": 1, "gcn_layers": 1, "hidden_channels": 8, "embedding_channels": 8, "k": 4,
+               "crystal_channels": 8, "edge_gaussians": 10, "angle_gaussians": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", list(ENCODERS))
+def test_objectives_that_add_up_have_the_same_tags_for_every_architecture(options, model):
+    values = {"objective": ALL, "model": model, "barlow_channels": 8, "epochs": 1, "limit": 30}
+    encoder = ENCODERS[model]
+    result = train(options(**values) if encoder is None else options(**values, encoder=encoder))
+    events = EventAccumulator(str(result.directory), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    for part in ("train", "val"):
+        assert {f"{part}/{name}" for name in ("total", "js/local", "js/global", "kl/local", *ADDED)} <= scalars
+        parts = [result.metrics[f"{part}/{name}"] for name in ADDED[:3]]
+        assert result.metrics[f"{part}/total"] == pytest.approx(sum(parts), rel=1e-5)
+    assert set(ADDED) <= set(result.summary["name"])
+
+
+def test_a_run_of_several_objectives_is_resumed_compared_and_started_from(options):
+    chosen = {"objective": ALL, "objective_weights": "1,0.5,2", "barlow_channels": 8}
+    whole = train(options(name="whole", epochs=3, **chosen))
+    half = options(name="half", epochs=1, **chosen)
+    checkpoint = train(half).directory / "last.ckpt"
+    resumed = train(replace(half, epochs=3, resume=str(checkpoint)))
+    assert same(parameters(whole.directory / "last.ckpt"), parameters(checkpoint))
+    assert resumed.metrics["val/total"] == whole.metrics["val/total"]
+    total = sum(w * whole.metrics[f"val/{name}"] for w, name in zip((1, 0.5, 2), ADDED[:3], strict=True))
+    assert whole.metrics["val/total"] == pytest.approx(total, rel=1e-5)
+    with pytest.raises(ValueError, match=r"objective_weights was '1,0.5,2' and is now '1,1,1'"):
+        train(replace(half, epochs=4, resume=str(checkpoint), objective_weights="1,1,1"))
+
+    # The encoder is there once, under the prefix that checkpoints are read by.
+    names = [name for name in parameters(checkpoint) if "encoder." in name]
+    assert names
+    assert all(name.startswith("objective.encoder.") for name in names)
+    encoder = load_encoder(checkpoint)
+    assert all(parameters(checkpoint)[f"objective.encoder.{name}"].equal(v) for name, v in encoder.state_dict().items())
+    runs, left_out = read_runs([whole.directory])
+    assert (runs[0].objective, left_out) == (ALL, {})
+    assert list(runs[0].losses)[:4] == ["js/local", "js/global", "kl/local", "kl/global"]
+    assert set(ADDED) <= set(runs[0].losses)
+
+    tuned = train(options(name="tuned", objective="supervised", target="energy", init=str(checkpoint), epochs=1))
+    assert "val/mae/energy" in tuned.metrics
+
+
+def test_labels_are_one_objective_of_several(options):
+    result = train(options(objective="deep_infomax+supervised", target="rare", epochs=1, val_fraction=0.4))
+    assert {"train/mae/rare", "val/mae/rare", "train/js/local", "train/total/supervised"} <= result.metrics.keys()
+    assert "objective.parts.supervised.mean" in parameters(result.directory / "last.ckpt")
+    # "rare" is known for a third of the crystals, and none is left out.
+    assert read_checkpoint(result.directory / "last.ckpt")["pyg_dim"]["data"]["crystals"] == 60
+    assert 0 < result.metrics["detail/train/mae/rare/coverage"] < 1
+
+
+def test_one_of_the_other_objectives_alone(options):
+    result = train(options(objective="barlow_twins", barlow_channels=8, epochs=1))
+    assert result.directory.name == "sitenet-barlow-twins-binaries-1"
+    assert {"train/total", "val/barlow/on_diagonal"} <= result.metrics.keys()
+    assert not any("js" in name for name in result.metrics)
+
+
+def test_the_readout_of_a_run_is_that_of_its_encoder(options):
+    chosen = options(epochs=1, val_fraction=0.0, readout="full")
+    checkpoint = train(chosen).directory / "last.ckpt"
+    encoder = load_encoder(checkpoint)
+    loader = CrystalLoader(load_dataset(chosen.data), encoder.graph, shuffle=False)
+    assert represent(encoder, loader)[0].equal(represent(encoder, loader, "full")[0])
+    train(replace(chosen, epochs=2, resume=str(checkpoint), readout="global"))
+    assert load_encoder(checkpoint).default_readout == "global"
+    # Runs from before there was a choice.
+    old = torch.load(checkpoint, weights_only=True)
+    for name in ("readout", "objective_weights", "fingerprints", "barlow_channels", "mask", "displacement"):
+        del old["pyg_dim"]["options"][name]
+    torch.save(old, checkpoint)
+    assert load_encoder(checkpoint).default_readout == "global"
+    train(replace(chosen, epochs=3, resume=str(checkpoint), readout="full"))
+    assert load_encoder(checkpoint).default_readout == "full"
 
 
 def test_crystals_without_a_label_are_left_out_of_supervised_training(options):

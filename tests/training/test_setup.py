@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from pyg_dim.data import load_dataset, save_index_sets, split
-from pyg_dim.training.setup import prepare_data
+from pyg_dim.data.fingerprints import fingerprint_table
+from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Fingerprint, Supervised
+from pyg_dim.training.options import OBJECTIVES
+from pyg_dim.training.setup import prepare_data, prepare_encoder, prepare_objective
 
 
 def ids(data, rows):
@@ -47,3 +50,46 @@ def test_splits_that_do_not_fit(options, parquet, tmp_path):
     save_index_sets(path, whole, {"train": torch.arange(40, 60), "val": torch.arange(20)})
     with pytest.raises(ValueError, match="leaves no crystal to train on"):
         prepare_data(options(split=str(path), objective="supervised", target="rare"))
+
+
+def built(options):
+    data, (encoder, _) = prepare_data(options), prepare_encoder(options)
+    return prepare_objective(options, encoder, data), data
+
+
+def test_one_objective_is_built_as_it_is(options):
+    kinds = {
+        "deep_infomax": DeepInfoMax, "fingerprint": Fingerprint, "barlow_twins": BarlowTwins, "supervised": Supervised
+    }  # fmt: skip
+    assert set(kinds) == set(OBJECTIVES)
+    for name, kind in kinds.items():
+        assert type(built(options(objective=name, target="energy"))[0]) is kind
+
+
+def test_several_are_combined_in_their_order_with_their_weights(options):
+    chosen = options(
+        objective="barlow_twins+deep_infomax", objective_weights="0.5,2", barlow_channels=12, mask=0.3, alpha=0.7,
+        displacement=0.2,
+    )  # fmt: skip
+    objective, data = built(chosen)
+    assert isinstance(objective, Combined)
+    assert objective.weights == {"barlow_twins": 0.5, "deep_infomax": 2.0}
+    twins, infomax = objective.parts.values()
+    assert (twins.channels, twins.mask, twins.displacement, infomax.alpha) == (12, 0.3, 0.2, 0.7)
+    assert data.dataset.fingerprint is None
+
+
+def test_fingerprints_are_those_of_the_crystals_kept_and_scaled_by_those_to_train_on(options):
+    objective, data = built(options(objective="fingerprint", fingerprints="radial,magpie", limit=30, precision="64"))
+    table = fingerprint_table(data.dataset, ["radial", "magpie"])
+    assert table.shape[0] == 30
+    assert data.dataset.fingerprint.equal(table)
+    torch.testing.assert_close(objective.mean, table[data.train].mean(dim=0).float())
+
+
+def test_other_objectives_keep_crystals_without_a_label(options):
+    assert len(prepare_data(options(objective="supervised", target="rare")).dataset) == 20
+    both = options(objective="deep_infomax+supervised", target="rare")
+    assert len(prepare_data(both).dataset) == 60
+    with pytest.raises(ValueError, match="no crystal with a label in empty"):
+        prepare_data(options(objective="fingerprint+supervised", target="empty"))
