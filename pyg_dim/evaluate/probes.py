@@ -7,18 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LinearRegression, RidgeCV
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-LEAST_SQUARES = "least squares"
-RIDGE = "ridge"
-DUMMY = "dummy"
-"""Predicts the mean of its labels, whatever the crystal."""
-
-RIDGE_STRENGTHS = np.logspace(-3, 6, 19)
-CONSTANT = 1e-6
-"""A column whose spread is below this share of its largest magnitude is constant in single precision."""
+from pyg_dim.evaluate.regressors import DUMMY, LEAST_SQUARES, RIDGE, fit_probes
 
 
 @dataclass(frozen=True)
@@ -27,7 +18,7 @@ class ProbeError:
 
     Args:
         n: Number of labels it was fitted on.
-        probe: :data:`LEAST_SQUARES`, :data:`RIDGE` or :data:`DUMMY`.
+        probe: Name out of :data:`pyg_dim.evaluate.regressors.PROBES`.
         repeat: Number of the label subset; equal numbers are equal subsets, whatever the representation.
         mae: Mean absolute error over all test rows, in the unit of the label.
     """
@@ -97,14 +88,12 @@ def probe(
     sizes: Sequence[int] = (100, 1000),
     repeats: int = 10,
     seed: int = 0,
+    probes: Sequence[str] = (LEAST_SQUARES, RIDGE, DUMMY),
 ) -> ProbeReport:
-    r"""Fit least squares and ridge on small label subsets and measure them on the whole test set.
+    """Fit probes on small label subsets and measure them on the whole test set.
 
-    For each size, ``repeats`` subsets are drawn from the labelled training rows (:func:`label_subsets`). Columns are
-    standardised on the subset; the strength of ridge,
-    :math:`\min_w \lVert y - Xw \rVert^2 + \lambda \lVert w \rVert^2`, is chosen by leave-one-out cross-validation
-    within the subset. Least squares is the minimum-norm solution and is reported as it is, also near
-    :math:`n = D`, where it is at its worst.
+    For each size, ``repeats`` subsets are drawn from the labelled training rows (:func:`label_subsets`), and the probes
+    of :func:`pyg_dim.evaluate.regressors.fit_probes` are fitted on each.
 
     Args:
         features_train: [rows, D] representations to draw from.
@@ -113,10 +102,11 @@ def probe(
         y_test: [tests] their labels, NaN where missing.
         sizes: Numbers of labels; those larger than what is available are skipped with a note.
         repeats: Label subsets for each size.
-        seed: Seed of the subsets.
+        seed: Seed of the subsets and the probes.
+        probes: Names out of :data:`pyg_dim.evaluate.regressors.PROBES`.
 
     Returns:
-        The errors of least squares, ridge and the dummy for every subset, and notes on what was left out.
+        The errors of the probes for every subset, and notes on what was left out.
 
     Raises:
         ValueError: If shapes disagree, a size is below 2, a representation is not finite or no test row has a label.
@@ -144,17 +134,10 @@ def probe(
             continue
         for repeat, subset in enumerate(label_subsets(y_train, n, repeats, seed)):
             chosen = subset.numpy()
-            x, x_test = _standardise(train[chosen], test)
-            # These matrices are small: more threads wait for each other, ten times as long on a machine that is shared.
-            with threadpool_limits(1):
-                predictions = {
-                    LEAST_SQUARES: LinearRegression().fit(x, y[chosen]).predict(x_test),
-                    RIDGE: RidgeCV(RIDGE_STRENGTHS, gcv_mode="svd").fit(x, y[chosen]).predict(x_test),
-                    DUMMY: np.full_like(y_scored, y[chosen].mean()),
-                }
+            fitted = fit_probes(train[chosen], y[chosen], test, probes, seed)
             errors += [
-                ProbeError(n, name, repeat, float(np.abs(prediction - y_scored).mean()))
-                for name, prediction in predictions.items()
+                ProbeError(n, name, repeat, float(np.abs(prediction.test - y_scored).mean()))
+                for name, prediction in fitted.items()
             ]
     return ProbeReport(tuple(errors), tuple(notes))
 
@@ -171,11 +154,3 @@ def _checked(name: str, features: Tensor, y: Tensor) -> np.ndarray:
             f"{name}: {bad.numel()} representations are not finite, the first in row {int(bad[0])}; leave them out"
         )
     return features.detach().cpu().double().numpy()
-
-
-def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # A column that is constant but for rounding would be blown up to unit variance: it is set to zero instead.
-    mean, spread = train.mean(axis=0), train.std(axis=0)
-    constant = spread <= CONSTANT * np.abs(train).max(axis=0)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
-    return (train - mean) * scale, (test - mean) * scale

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.loader import CrystalLoader
 from pyg_dim.evaluate.intrinsic import intrinsic_targets
-from pyg_dim.evaluate.probes import DUMMY, LEAST_SQUARES, RIDGE, ProbeReport, probe
+from pyg_dim.evaluate.probes import ProbeReport, probe
+from pyg_dim.evaluate.regressors import DUMMY, LEAST_SQUARES, RIDGE
 from pyg_dim.evaluate.report import COLUMNS, TRAINED, UNTRAINED, loss_rows, print_summary, probe_row, write_summary
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.models.encoder import READOUTS, Encoder

@@ -131,6 +131,8 @@ def test_equal_runs_are_not_warned_of():
     assert differences([run("a"), same, run("c", "sitenet")]) == []
     # False samples are no matter of a run on labels.
     assert differences([run("a"), replace(with_options("b", kinds="other"), objective="supervised")]) == []
+    several = replace(with_options("b", kinds="other"), objective="fingerprint+deep_infomax")
+    assert len(differences([run("a"), several])) == 1
 
 
 def test_probes_that_all_runs_have_are_shown_and_the_others_named(tmp_path):

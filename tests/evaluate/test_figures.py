@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyg_dim.evaluate.families import FAMILIES
-from pyg_dim.evaluate.figures import tsne_coordinates, tsne_figure
+from pyg_dim.evaluate.figures import map_figure, tsne_coordinates, tsne_figure
 
 
 def two_clusters() -> torch.Tensor:
@@ -44,3 +44,14 @@ def test_the_figure_names_families_and_property(labelled: int):
     assert right.get_title() == "band_gap (eV)"
     assert figure.get_suptitle() == "eighty crystals"
     assert sum(len(dots.get_offsets()) for dots in right.collections[:2]) == 80
+
+
+def test_classes_stand_beside_the_families():
+    points = np.arange(40.0).reshape(20, 2)
+    figure = map_figure(points, ["oxide"] * 20, ["with"] * 5 + ["others"] * 15, "overlay")
+    left, right = figure.axes
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["others (15)", "with (5)"]
+    assert right.get_title() == "overlay"
+    np.testing.assert_array_equal(right.collections[1].get_offsets(), points[:5])
+    np.testing.assert_array_equal(left.collections[0].get_offsets(), points)
+    assert figure.get_suptitle() == "t-SNE of 20 crystals"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim.evaluate.probes import DUMMY, LEAST_SQUARES, RIDGE, label_subsets, probe
+from pyg_dim.evaluate.probes import label_subsets, probe
+from pyg_dim.evaluate.regressors import DUMMY, LEAST_SQUARES, RIDGE
 
 
 def linear_problem(rows: int, columns: int, noise: float = 0.0, seed: int = 0):

@@ -47,6 +47,16 @@ def test_full_begins_with_global(crystals, encoder):
     assert torch.equal(full[:, : encoder.channels], vectors)
 
 
+def test_an_encoder_may_have_a_readout_of_its_own(crystals, encoder):
+    loader = CrystalLoader(crystals, encoder.graph, shuffle=False)
+    vectors, full = (represent(encoder, loader, kind)[0] for kind in ("global", "full"))
+    assert represent(encoder, loader)[0].equal(vectors)
+    encoder.default_readout = "full"
+    assert represent(encoder, loader)[0].equal(full)
+    assert represent(encoder, loader, "global")[0].equal(vectors)
+    assert encoder.eval().readout(next(iter(loader))).shape == full.shape
+
+
 def test_modes_and_gradients_are_left_as_they_were(crystals, encoder):
     encoder.train()
     kept = next(child for child in encoder.children() if sum(1 for _ in child.modules()) > 1)

@@ -1,0 +1,266 @@
+"""The small models that are fitted on frozen representations, and how one is chosen by the labels alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.stats import skew
+from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPRegressor
+from threadpoolctl import threadpool_limits
+
+from pyg_dim.evaluate.gaussian_process import GaussianProcess
+
+LEAST_SQUARES: Final = "least squares"
+RIDGE: Final = "ridge"
+NETWORK: Final = "network"
+RANDOM_FOREST: Final = "random forest"
+EXTRA_TREES: Final = "extra trees"
+GAUSSIAN_PROCESS: Final = "gaussian process"
+DUMMY: Final = "dummy"
+"""Predicts the mean of its labels, whatever the crystal."""
+AUTO: Final = "auto"
+"""The one of :data:`CANDIDATES` with the lowest error on labels that it has not seen."""
+BLEND: Final = "blend"
+"""A convex mixture of :data:`CANDIDATES` with a low error on labels that they have not seen."""
+
+CANDIDATES: Final = (RIDGE, EXTRA_TREES, GAUSSIAN_PROCESS)
+RIDGE_STRENGTHS: Final = np.logspace(-3, 6, 19)
+DECAYS: Final = (1.0, 10.0)
+"""Weight decays that the network is tried with, on labels of unit spread."""
+SKEWED: Final = 1.0
+"""Skewness above which positive labels are learned as logarithms."""
+MARGIN: Final = 0.1
+"""Regularised probes predict no further beyond the range of their labels than this share of it."""
+EQUAL_AFTER: Final = 25
+"""Labels after which half the weight of a blend is what they say, and half is shared out equally."""
+CONSTANT: Final = 1e-6
+"""A column whose spread is below this share of its largest magnitude is constant in single precision."""
+TREES: Final = 100
+MOST_TRIED: Final = 64
+"""Features that a split of a tree looks at, at most; a third of them where those are fewer."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a probe makes of its labels.
+
+    Attributes:
+        test: [m] predictions for the test rows, in the unit of the label.
+        unseen: [n] predictions for its own labels, each by a model that was fitted without it (leave-one-out, or trees
+            that did not draw it); None where a probe has none.
+        chosen: What was chosen, for the probes that choose; empty for others.
+    """
+
+    test: np.ndarray
+    unseen: np.ndarray | None = None
+    chosen: str = ""
+
+
+def fit_probes(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, probes: Sequence[str], seed: int = 0
+) -> dict[str, Prediction]:
+    r"""Fit probes on a few labels and predict others.
+
+    Columns are standardised on the labelled rows. All but least squares are regularised by what the labels alone say:
+    ridge by leave-one-out, the Gaussian process by the marginal likelihood, the weight decay of the network (one hidden
+    layer of 64, ReLU) by three-fold cross-validation. They learn the logarithm of labels that are positive and skewed
+    (skewness above 1), and predict within the range of the labels widened by a tenth of it. Least squares is the
+    minimum-norm solution as it is.
+
+    ``auto`` takes the candidate with the lowest mean absolute error on labels that it has not seen; these predictions
+    are leave-one-out for ridge and the Gaussian process (with parameters found from all n labels) and out-of-bag for
+    trees. ``blend`` mixes the candidates by such errors, see :func:`blend_of`.
+
+    Args:
+        x: [n, D] features of the labelled rows.
+        y: [n] labels.
+        x_test: [m, D] features to predict from.
+        probes: Names out of :data:`PROBES`.
+        seed: Seed of trees and networks.
+
+    Returns:
+        Predictions by name.
+
+    Raises:
+        ValueError: An unknown probe, fewer than two labels, or shapes that do not fit.
+
+    Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 8 (least squares, network).
+    """
+    if unknown := [name for name in probes if name not in PROBES]:
+        raise ValueError(f"unknown probes {unknown}; known: {', '.join(PROBES)}")
+    if x.ndim != 2 or x_test.ndim != 2 or x.shape[1] != x_test.shape[1] or y.shape != x.shape[:1]:
+        raise ValueError(f"features [n, D] and [m, D] and labels [n] do not fit: {x.shape}, {x_test.shape}, {y.shape}")
+    if len(y) < 2:
+        raise ValueError(f"a probe needs at least 2 labels, got {len(y)}")
+    x, x_test = standardise(x, x_test)
+    chooses = any(name in CHOICES for name in probes)
+    wanted = dict.fromkeys([*(name for name in probes if name in _FITS), *(CANDIDATES if chooses else ())])
+    # The skewness of labels that are all the same is rounding.
+    logarithmic = bool((y > 0).all()) and y.std() > CONSTANT * y.max() and skew(y) > SKEWED
+    found = {}
+    # These matrices are small: more threads wait for each other, ten times as long on a machine that is shared.
+    with threadpool_limits(1):
+        for name in wanted:
+            plain = name in (LEAST_SQUARES, DUMMY) or not logarithmic
+            targets = y if plain else np.log(y)
+            fitted = _FITS[name](x, targets, x_test, seed)
+            if not plain:
+                with np.errstate(over="ignore"):  # infinities are set to the range below
+                    fitted = _map(fitted, np.exp)
+            found[name] = fitted if name == LEAST_SQUARES else _map(fitted, _within(y))
+    candidates = {name: found[name] for name in CANDIDATES if chooses}
+    found |= {name: choose(candidates, y) for name, choose in CHOICES.items() if name in probes}
+    return {name: found[name] for name in probes}
+
+
+def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give columns mean zero and spread one, by the first of two sets of rows.
+
+    Args:
+        train: [n, D] rows that set mean and spread.
+        test: [m, D] rows that are treated alike.
+
+    Returns:
+        Both. A column that is constant but for rounding becomes zero: it would be blown up to unit variance otherwise.
+    """
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    constant = spread <= CONSTANT * np.abs(train).max(axis=0)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
+    return (train - mean) * scale, (test - mean) * scale
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
+    return Prediction(LinearRegression().fit(x, y).predict(x_test))
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
+    model = RidgeCV(RIDGE_STRENGTHS, gcv_mode="svd", store_cv_results=True, scoring="neg_mean_squared_error")
+    model.fit(x, y)
+    # With a scoring, scikit-learn keeps the leave-one-out predictions themselves.
+    unseen = model.cv_results_[:, list(model.alphas).index(model.alpha_)]
+    return Prediction(model.predict(x_test), unseen)
+
+
+def _gaussian_process(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+    model = GaussianProcess(seed).fit(x, y)
+    return Prediction(model.predict(x_test), model.unseen_)
+
+
+def _network(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+    mean, spread = y.mean(), y.std() or 1.0
+    network = MLPRegressor(hidden_layer_sizes=(64,), solver="lbfgs", max_iter=100, random_state=seed)
+    search: Any = network.set_params(alpha=DECAYS[-1])
+    if len(y) >= 6:
+        search = GridSearchCV(network, {"alpha": DECAYS}, scoring="neg_mean_absolute_error", cv=3)
+    with warnings.catch_warnings():
+        # The number of iterations is a part of the regularisation.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(x, (y - mean) / spread)
+    return Prediction(search.predict(x_test) * spread + mean)
+
+
+def _forest(kind: Callable[..., Any]) -> Callable[..., Prediction]:
+    def fit(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+        tried = max(1, min(MOST_TRIED, x.shape[1] // 3))
+        model = kind(TREES, max_features=tried, bootstrap=True, oob_score=True, random_state=seed)
+        with warnings.catch_warnings():
+            # A label that all trees have drawn, as can happen among very few.
+            warnings.filterwarnings("ignore", message=".*out-of-bag|.*OOB.*")
+            model.fit(x, y)
+        return Prediction(model.predict(x_test), model.oob_prediction_)
+
+    return fit
+
+
+def _dummy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
+    return Prediction(DummyRegressor().fit(x, y).predict(x_test))
+
+
+def best_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
+    """Take the prediction with the lowest mean absolute error on labels that it has not seen.
+
+    Args:
+        found: Predictions with ``unseen`` by name.
+        y: [n] labels.
+
+    Returns:
+        The prediction; ``chosen`` is its name.
+    """
+    best = min(found, key=lambda name: np.abs(_unseen(found[name]) - y).mean())
+    return Prediction(found[best].test, found[best].unseen, best)
+
+
+def blend_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
+    r"""Mix predictions with weights that have a low mean absolute error on labels that they have not seen.
+
+    .. math:: \min_w \sum_i \Bigl| y_i - \sum_k w_k p_{ik} \Bigr|, \qquad w \ge 0,\; \sum_k w_k = 1
+
+    is solved exactly, as a linear program. Few labels say little of the weights: they are then drawn towards equal ones,
+    by the share :math:`m / (n + m)` with m = 25 (:data:`EQUAL_AFTER`; chosen on crystals that no test has).
+
+    Args:
+        found: Predictions with ``unseen`` by name.
+        y: [n] labels.
+
+    Returns:
+        The mixture; ``chosen`` lists the weights above a hundredth.
+
+    Source: Breiman, Stacked Regressions, Machine Learning 1996, 24, 49, with absolute errors.
+    """
+    unseen = np.stack([_unseen(prediction) for prediction in found.values()], axis=1)
+    (n, count), scale = unseen.shape, np.abs(y).max() or 1.0
+    # Variables: the weights, then a bound on the error of each label.
+    errors = np.block([[unseen / scale, -np.eye(n)], [-unseen / scale, -np.eye(n)]])
+    bounds = np.concatenate([y, -y]) / scale
+    once = np.concatenate([np.ones(count), np.zeros(n)])
+    solved = linprog(1 - once, errors, bounds, once[None], [1.0], method="highs")
+    weights = np.clip(solved.x[:count], 0, None)
+    share = EQUAL_AFTER / (n + EQUAL_AFTER)
+    weights = (1 - share) * weights / weights.sum() + share / count
+    test = np.stack([prediction.test for prediction in found.values()], axis=1)
+    told = ", ".join(f"{name} {w:.2f}" for name, w in zip(found, weights, strict=True) if w > 0.01)
+    return Prediction(test @ weights, unseen @ weights, told)
+
+
+def _unseen(prediction: Prediction) -> np.ndarray:
+    if prediction.unseen is None:
+        raise ValueError("a probe without predictions for its own labels cannot be chosen by them")
+    return prediction.unseen
+
+
+def _within(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    margin = MARGIN * np.ptp(y)
+    return lambda values: np.clip(values, y.min() - margin, y.max() + margin)
+
+
+def _map(prediction: Prediction, function: Callable[[np.ndarray], np.ndarray]) -> Prediction:
+    unseen = None if prediction.unseen is None else function(prediction.unseen)
+    return Prediction(function(prediction.test), unseen, prediction.chosen)
+
+
+_FITS: Final[dict[str, Callable[..., Prediction]]] = {
+    DUMMY: _dummy,
+    LEAST_SQUARES: _least_squares,
+    RIDGE: _ridge,
+    NETWORK: _network,
+    RANDOM_FOREST: _forest(RandomForestRegressor),
+    EXTRA_TREES: _forest(ExtraTreesRegressor),
+    GAUSSIAN_PROCESS: _gaussian_process,
+}
+CHOICES: Final[dict[str, Callable[[Mapping[str, Prediction], np.ndarray], Prediction]]] = {
+    AUTO: best_of,
+    BLEND: blend_of,
+}
+"""How the probes that choose make one prediction of several."""
+PROBES: Final = (*_FITS, *CHOICES)
+"""Probes by name."""

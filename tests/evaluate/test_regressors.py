@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from pyg_dim.evaluate.regressors import (
+    AUTO,
+    BLEND,
+    CANDIDATES,
+    DUMMY,
+    EXTRA_TREES,
+    GAUSSIAN_PROCESS,
+    LEAST_SQUARES,
+    NETWORK,
+    PROBES,
+    RANDOM_FOREST,
+    RIDGE,
+    RIDGE_STRENGTHS,
+    fit_probes,
+    standardise,
+)
+
+LINEAR, BENT, STEP = (
+    lambda x: 3 + 2 * x[:, 0] - x[:, 1],
+    lambda x: np.sin(2 * x[:, 0]) + x[:, 1] ** 2,
+    lambda x: np.where(x[:, 0] > 0, 4.0, -4.0) + np.where(x[:, 1] > 0.5, 1.0, 0.0),
+)
+
+
+def problem(labels: int, function=LINEAR, noise: float = 0.0, features: int = 5, seed: int = 0):
+    """Features and labels of some rows, and of 200 others."""
+    generator = np.random.default_rng(seed)
+    x, x_test = generator.normal(size=(labels, features)), generator.normal(size=(200, features))
+    return x, function(x) + noise * generator.normal(size=labels), x_test, function(x_test)
+
+
+def error(prediction, y: np.ndarray) -> float:
+    return float(np.abs(prediction.test - y).mean())
+
+
+@pytest.mark.parametrize(
+    ("probe", "function", "share"),
+    [
+        (LEAST_SQUARES, LINEAR, 1e-12),
+        (RIDGE, LINEAR, 1e-3),
+        (GAUSSIAN_PROCESS, LINEAR, 0.02),
+        (NETWORK, LINEAR, 0.1),
+        (GAUSSIAN_PROCESS, BENT, 0.5),
+        (NETWORK, BENT, 0.5),
+        (EXTRA_TREES, STEP, 0.6),
+        (RANDOM_FOREST, STEP, 0.5),
+        (AUTO, LINEAR, 0.02),
+        (BLEND, LINEAR, 0.02),
+        (BLEND, STEP, 0.5),
+    ],
+)
+def test_each_learns_what_it_can(probe, function, share):
+    x, y, x_test, y_test = problem(120, function)
+    found = fit_probes(x, y, x_test, [DUMMY, probe])
+    np.testing.assert_allclose(found[DUMMY].test, y.mean(), rtol=1e-12)
+    assert error(found[probe], y_test) <= share * error(found[DUMMY], y_test)
+
+
+def test_what_is_asked_for_comes_in_its_order_and_alike_alone_or_together():
+    x, y, x_test, _ = problem(30, BENT, noise=0.1)
+    order = list(reversed(PROBES))
+    found = fit_probes(x, y, x_test, order, seed=2)
+    assert list(found) == order
+    for probe in PROBES:
+        (alone,) = fit_probes(x, y, x_test, [probe], seed=2).values()
+        np.testing.assert_array_equal(alone.test, found[probe].test)
+        assert alone.test.shape == (200,)
+        assert (alone.unseen is None) == (probe in (DUMMY, LEAST_SQUARES, NETWORK))
+        assert bool(alone.chosen) == (probe in (AUTO, BLEND))
+    assert not np.array_equal(fit_probes(x, y, x_test, [EXTRA_TREES])[EXTRA_TREES].test, found[EXTRA_TREES].test)
+
+
+@pytest.mark.parametrize(("function", "noise"), [(LINEAR, 0.0), (LINEAR, 1.0), (BENT, 0.1), (STEP, 0.1)])
+def test_choices_go_by_unseen_labels(function, noise):
+    x, y, x_test, _ = problem(50, function, noise)
+    found = fit_probes(x, y, x_test, [*CANDIDATES, AUTO, BLEND])
+    unseen = {name: np.abs(found[name].unseen - y).mean() for name in CANDIDATES}
+    best = min(unseen, key=unseen.get)
+    assert found[AUTO].chosen == best
+    np.testing.assert_array_equal(found[AUTO].test, found[best].test)
+
+    weights = dict.fromkeys(CANDIDATES, 0.0)
+    for part in found[BLEND].chosen.split(", "):
+        name, _, weight = part.rpartition(" ")
+        weights[name] = float(weight)
+    assert sum(weights.values()) == pytest.approx(1.0, abs=1e-12)
+    assert min(weights.values()) >= 0
+    for values in ("test", "unseen"):
+        mixed = sum(weight * getattr(found[name], values) for name, weight in weights.items())
+        np.testing.assert_allclose(getattr(found[BLEND], values), mixed, rtol=1e-10, atol=1e-12)
+    assert np.abs(found[BLEND].unseen - y).mean() <= unseen[best] + 1e-12
+
+
+def test_unseen_predictions_of_ridge_are_leave_one_out():
+    x, y, x_test, _ = problem(25, LINEAR, noise=1.0, features=40)
+    found = fit_probes(x, y, x_test, [RIDGE])[RIDGE]
+    x, x_test = standardise(x, x_test)
+
+    def leave_one_out(strength: float) -> np.ndarray:
+        rest = [np.arange(25) != row for row in range(25)]
+        return np.array([Ridge(strength).fit(x[r], y[r]).predict(x[~r])[0] for r in rest])
+
+    errors = {strength: ((leave_one_out(strength) - y) ** 2).mean() for strength in RIDGE_STRENGTHS}
+    best = min(errors, key=errors.get)
+    margin = 0.5 * np.ptp(y)
+    expected = np.clip(leave_one_out(best), y.min() - margin, y.max() + margin)
+    np.testing.assert_allclose(found.unseen, expected, rtol=1e-8)
+    np.testing.assert_allclose(found.test, Ridge(best).fit(x, y).predict(x_test), rtol=1e-8)
+
+
+def test_skewed_positive_labels_are_learned_as_logarithms():
+    x, y, x_test, y_test = problem(80, lambda x: np.exp(LINEAR(x)))
+    found = fit_probes(x, y, x_test, PROBES)
+    assert error(found[RIDGE], y_test) < 0.02 * error(found[LEAST_SQUARES], y_test)
+    assert (found[RIDGE].test > 0).all()
+    assert np.abs(found[RIDGE].unseen - y).mean() < 0.02 * y.mean()
+    # Least squares and the mean are what they are for others.
+    np.testing.assert_allclose(found[DUMMY].test, y.mean(), rtol=1e-12)
+    shifted = fit_probes(x, y - y.min(), x_test, [RIDGE])
+    assert error(shifted[RIDGE], y_test - y.min()) > 10 * error(found[RIDGE], y_test)
+    # Positive, but not skewed.
+    x, y, x_test, y_test = problem(80, lambda x: 20 + LINEAR(x))
+    assert error(fit_probes(x, y, x_test, [RIDGE])[RIDGE], y_test) < 1e-3
+
+
+@pytest.mark.parametrize("probe", [name for name in PROBES if name not in (EXTRA_TREES, RANDOM_FOREST, AUTO, BLEND)])
+def test_order_and_scale_of_features_and_labels_do_not_matter(probe):
+    x, y, x_test, _ = problem(40, BENT, noise=0.1)
+    # A network is not trained to the end, and rounding grows on its way.
+    within = 0.1 if probe == NETWORK else 1e-4
+    expected = fit_probes(x, y, x_test, [probe])[probe].test
+    scale = np.array([1e-3, 1.0, 10.0, 1e4, 7.0])
+    scaled = fit_probes(x * scale + 5, y, x_test * scale + 5, [probe])[probe].test
+    np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=within)
+    in_other_units = fit_probes(x, 1000 * y, x_test, [probe])[probe].test
+    np.testing.assert_allclose(in_other_units, 1000 * expected, rtol=1e-4, atol=1000 * within)
+    if probe != NETWORK:  # whose first weights belong to columns, and whose folds to rows
+        order, columns = np.random.default_rng(1).permutation(40), np.array([4, 2, 0, 1, 3])
+        permuted = fit_probes(x[order][:, columns], y[order], x_test[:, columns], [probe])[probe].test
+        np.testing.assert_allclose(permuted, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_regularised_predictions_stay_near_the_labels():
+    x, y, _, _ = problem(30)
+    far = fit_probes(x, y, 1000 * np.eye(5), PROBES)
+    margin = 0.5 * np.ptp(y)
+    for probe in PROBES:
+        inside = (far[probe].test >= y.min() - margin - 1e-9) & (far[probe].test <= y.max() + margin + 1e-9)
+        assert inside.all() == (probe != LEAST_SQUARES)
+    np.testing.assert_allclose(far[RIDGE].test[0], y.max() + margin, rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5])
+def test_constant_labels_are_predicted_without_a_warning(value, recwarn):
+    x, _, x_test, _ = problem(12)
+    for probe, found in fit_probes(x, np.full(12, value), x_test, PROBES).items():
+        np.testing.assert_allclose(found.test, value, atol=1e-6, err_msg=probe)
+    assert not [str(warning.message) for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_two_labels_are_enough():
+    x, y, x_test, _ = problem(2)
+    for probe, found in fit_probes(x, y, x_test, PROBES).items():
+        assert np.isfinite(found.test).all(), probe
+    with pytest.raises(ValueError, match="at least 2 labels, got 1"):
+        fit_probes(x[:1], y[:1], x_test, [RIDGE])
+
+
+def test_columns_that_vary_by_rounding_alone_are_left_out():
+    x, y, x_test, y_test = problem(60)
+    noise = 1000 * (1 + 1e-8 * np.random.default_rng(3).normal(size=(260, 3)))
+    found = fit_probes(np.hstack([x, noise[:60]]), y, np.hstack([x_test, noise[60:]]), [LEAST_SQUARES, RIDGE])
+    assert error(found[LEAST_SQUARES], y_test) < 1e-9
+    assert error(found[RIDGE], y_test) < 1e-2
+    train, test = standardise(noise[:60], noise[60:])
+    assert not train.any()
+    assert not test.any()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "x_test", "probes", "message"),
+    [
+        ((5, 3), 5, (2, 3), [RIDGE, "forest"], r"unknown probes \['forest'\]; known: dummy, least squares, ridge"),
+        ((5, 3), 4, (2, 3), [RIDGE], r"do not fit: \(5, 3\), \(2, 3\), \(4,\)"),
+        ((5, 3), 5, (2, 4), [RIDGE], "do not fit"),
+        ((5,), 5, (2, 3), [RIDGE], "do not fit"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(x, y, x_test, probes, message):
+    with pytest.raises(ValueError, match=message):
+        fit_probes(np.ones(x), np.ones(y), np.ones(x_test), probes)
