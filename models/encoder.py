@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pyg_dim.level import Level
 
-Readout = Literal["global", "full"]
+Readout = Literal["global", "full", "decoded"]
 READOUTS: Final = ("global", "full")
+"""Readouts that every encoder has."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Encoder(nn.Module, ABC):
         global_level: the level of that layer; its constituents are the local representations [N, L].
         kernels: whether heavy steps run by C++ kernels, see :meth:`set_kernels`.
         default_readout: kind of :meth:`readout` where none is asked for.
+        decoder: linear layer from the global representation to the standardised fingerprints that the encoder was
+            trained to tell, where it was; checkpoints give it (:func:`pyg_dim.training.load_encoder`).
     """
 
     name: ClassVar[str]
@@ -55,6 +58,11 @@ class Encoder(nn.Module, ABC):
     global_level: Level
     kernels: bool = False
     default_readout: Readout = "global"
+    decoder: nn.Linear | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = None
 
     @abstractmethod
     def represent(self, batch: Any) -> Representation:
@@ -84,18 +92,22 @@ class Encoder(nn.Module, ABC):
         Args:
             batch: crystal batch with the edges of ``graph``.
             kind: "global", the representation alone (the paper); "full", with the pooled hidden layer and the mean,
-                standard deviation, minimum and maximum of the local vectors; by default ``default_readout``.
+                standard deviation, minimum and maximum of the local vectors; "decoded", what ``decoder`` makes of the
+                global representation: the same information along axes that mean something, which trees need; by
+                default ``default_readout``.
 
         Returns:
-            [B, D] or [B, D + H + 4 L] vectors.
+            [B, D], [B, D + H + 4 L] or [B, F] vectors.
 
         Raises:
-            ValueError: unknown kind.
+            ValueError: unknown kind, or "decoded" without a decoder.
         """
         kind = self.default_readout if kind is None else kind
-        if kind not in READOUTS:
-            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(READOUTS)}")
+        self.readout_channels(kind)
         out = self.represent(batch)
+        if kind == "decoded":
+            assert self.decoder is not None  # noqa: S101 - looked at above
+            return self.decoder(out.crystal)
         if kind == "global":
             return out.crystal
         crystal = batch.batch[:, None].expand_as(out.site)
@@ -143,18 +155,25 @@ class Encoder(nn.Module, ABC):
         """Length of the vectors of :meth:`readout`.
 
         Args:
-            kind: "global" or "full".
+            kind: "global", "full" or "decoded".
 
         Returns:
-            D, or D + H + 4 L.
+            D, D + H + 4 L, or the number F of fingerprints.
 
         Raises:
-            ValueError: unknown kind.
+            ValueError: unknown kind, or "decoded" without a decoder.
         """
-        if kind not in READOUTS:
-            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(READOUTS)}")
+        if kind not in get_args(Readout):
+            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(get_args(Readout))}")
         if kind == "global":
             return self.channels
+        if kind == "decoded":
+            if self.decoder is None:
+                raise ValueError(
+                    "the readout 'decoded' is of encoders that were trained with the objective fingerprint, and had "
+                    "back from their checkpoint"
+                )
+            return self.decoder.out_features
         return self.channels + self.output.in_features + 4 * self.global_level.constituent_channels
 
 

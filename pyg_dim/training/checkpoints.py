@@ -136,9 +136,21 @@ def load_encoder(path: str | Path) -> Encoder:
     state = encoder_state(checkpoint)
     encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     load_encoder_state(encoder, checkpoint, path)
+    encoder.decoder = _decoder(checkpoint)
     encoder.set_kernels(True)
     encoder.default_readout = about["options"].get("readout", "global")
     return encoder.eval()
+
+
+def _decoder(checkpoint: Mapping[str, Any]) -> torch.nn.Linear | None:
+    """The layer that tells fingerprints, where the run had that objective, alone or among others."""
+    for prefix in ("objective.projector.", "objective.parts.fingerprint.projector."):
+        weight = checkpoint["state_dict"].get(prefix + "weight")
+        if weight is not None and "fingerprint" in checkpoint[SECTION]["options"].get("objective", ""):
+            layer = torch.nn.Linear(weight.size(1), weight.size(0), dtype=weight.dtype)
+            layer.load_state_dict({"weight": weight, "bias": checkpoint["state_dict"][prefix + "bias"]})
+            return layer
+    return None
 
 
 def encoder_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from pyg_dim.data.fingerprints import FINGERPRINTS
 from pyg_dim.false_samples.transplant import DonorRule
-from pyg_dim.models.encoder import READOUTS, Readout
+from pyg_dim.models.encoder import Readout
 from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS
 from pyg_dim.objectives.supervised import LabelLoss
 from pyg_dim.training.devices import Accelerator
@@ -96,8 +96,8 @@ class TrainOptions:
     ] = None
     readout: Annotated[
         Readout,
-        "vectors that the checkpoint hands to probes and embeddings: global (the paper), or full (with the pooled "
-        "hidden layer and statistics of the local vectors)",
+        "vectors that the checkpoint hands to probes and embeddings: global (the paper), full (with the pooled hidden "
+        "layer and statistics of the local vectors), or decoded (the fingerprints that the global one tells)",
     ] = "global"
     kinds: Annotated[str | list[str], "deep_infomax: kinds of false samples, separated by commas"] = _KINDS
     alpha: Annotated[float, "deep_infomax: weight of the Jensen-Shannon loss"] = 1.0
@@ -139,8 +139,10 @@ class TrainOptions:
             raise ValueError(f"--val-fraction must lie in [0, 1); got {self.val_fraction}")
         if not 0 <= self.mask < 1:
             raise ValueError(f"--mask must lie in [0, 1); got {self.mask}")
-        if self.readout not in READOUTS:
-            raise ValueError(f"--readout {self.readout}: unknown; known: {', '.join(READOUTS)}")
+        if self.readout not in get_args(Readout):
+            raise ValueError(f"--readout {self.readout}: unknown; known: {', '.join(get_args(Readout))}")
+        if self.readout == "decoded" and "fingerprint" not in self.objectives:
+            raise ValueError("--readout decoded needs --objective fingerprint, alone or among others")
         if fault := objective_fault(self.objective):
             raise ValueError(f"--objective {self.objective}: {fault}")
         _check_weights(self.objectives, self.weights)

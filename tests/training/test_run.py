@@ -290,7 +290,12 @@ def test_a_run_of_several_objectives_is_resumed_compared_and_started_from(option
     assert names
     assert all(name.startswith("objective.encoder.") for name in names)
     encoder = load_encoder(checkpoint)
-    assert all(parameters(checkpoint)[f"objective.encoder.{name}"].equal(v) for name, v in encoder.state_dict().items())
+    decoder = {name: encoder.state_dict()[f"decoder.{name}"] for name in ("weight", "bias")}
+    mine = {name: value for name, value in encoder.state_dict().items() if not name.startswith("decoder.")}
+    assert all(parameters(checkpoint)[f"objective.encoder.{name}"].equal(value) for name, value in mine.items())
+    # What tells fingerprints comes with it, for the readout "decoded".
+    told = "objective.parts.fingerprint.projector."
+    assert all(parameters(checkpoint)[told + name].equal(value) for name, value in decoder.items())
     runs, left_out = read_runs([whole.directory])
     assert (runs[0].objective, left_out) == (ALL, {})
     assert list(runs[0].losses)[:4] == ["js/local", "js/global", "kl/local", "kl/global"]
