@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyg_dim.evaluate.formatting import markdown_row, number, replace_file
+from pyg_dim.evaluate.formatting import fill, markdown_row, number, replace_file
 
 PICTURES = "pictures"
 SCALING = "scaling_supercell.png"
@@ -63,36 +63,13 @@ def block(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def fill(page: str, name: str, text: str) -> str:
-    """Put a text between the markers of a page.
-
-    Args:
-        page: a Markdown page with ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, each on a line of its own.
-        name: of the benchmark.
-        text: what stands between them afterwards, instead of what is there.
-
-    Returns:
-        The page; all else is as it was.
-
-    Raises:
-        ValueError: the markers are not there, once each and in this order.
-    """
-    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed) or begin in rest or end in before + after:
-        raise ValueError(
-            f"no place for the table of {name!r}: the page needs the lines {begin.strip()} and {end.strip()}"
-        )
-    return f"{before}{begin}\n{text}\n\n{end}{after}"
-
-
 def render(results: Sequence[Mapping[str, Any]], page: Path) -> None:
     """Write results into a page, and the pictures that belong to them beside it.
 
     Args:
         results: from :func:`results.read`.
-        page: a Markdown page with the markers of each, see :func:`fill`; written in one step.
+        page: a Markdown page with the markers of each, see :func:`pyg_dim.evaluate.formatting.fill`; written in one
+            step.
 
     Raises:
         ValueError: the page has no place for one of them.

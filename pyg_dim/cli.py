@@ -30,11 +30,12 @@ from pyg_dim.data.supercell import MAX_SITES
 from pyg_dim.evaluate.architectures import print_models
 from pyg_dim.evaluate.compare import compare
 from pyg_dim.evaluate.compare_figure import write_figure
+from pyg_dim.experiments.commands import probe_command, reproduce_command, transfer_command
 from pyg_dim.models import MODELS
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
 from pyg_dim.training.finished import read_runs
-from pyg_dim.training.options import TrainOptions, descriptions
+from pyg_dim.training.options import TrainOptions, descriptions, objective_fault
 from pyg_dim.training.run import train
 
 _logger = logging.getLogger(__name__)
@@ -171,6 +172,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "import": (import_command, "read crystals of any format, check them and write one Parquet file"),
     "compare": (compare_command, "compare finished runs in a table and a picture"),
     "models": (models_command, "list the encoders"),
+    "probe": (probe_command, "fit small models on frozen vectors and descriptors, on few labels"),
+    "transfer": (transfer_command, "fine-tune encoders on few labels from several starts"),
+    "reproduce": (reproduce_command, "compute the figures and tables of the paper"),
 }
 """Subcommands: what runs, and what it is for."""
 
@@ -230,6 +234,8 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
     if saved:
         parser.set_defaults(_known(parser, saved))
     chosen = parser.parse_args(list(arguments))
+    if fault := objective_fault(chosen.objective):
+        parser.error(f"argument --objective: {fault}")
     encoder = chosen.pop("encoder", Namespace())
     values = {entry.name: chosen[entry.name] for entry in fields(TrainOptions) if entry.name != "encoder"}
     return TrainOptions(**values, encoder=_plain(encoder))
@@ -256,6 +262,15 @@ def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
+_METAVARS = {
+    "objective": "NAME+...",
+    "objective_weights": "WEIGHT,...",
+    "target": "COLUMN,...",
+    "kinds": "KIND,...",
+    "fingerprints": "FINGERPRINT,...",
+}
+
+
 def _train_parser(model: str, prog: str) -> ArgumentParser:
     parser = ArgumentParser(
         # Messages send to this with --help behind it, and each model has options of its own.
@@ -277,8 +292,7 @@ def _train_parser(model: str, prog: str) -> ArgumentParser:
         elif kind is bool:
             parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
         else:
-            metavar = {"target": "COLUMN,...", "kinds": "KIND,..."}.get(name)
-            parser.add_argument(flag, type=kind, default=default, help=text, metavar=metavar)
+            parser.add_argument(flag, type=kind, default=default, help=text, metavar=_METAVARS.get(name))
     if model in MODELS:
         parser.add_class_arguments(MODELS[model], "encoder")
     return parser

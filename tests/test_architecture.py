@@ -27,7 +27,8 @@ CORE = {
 }
 # Each may import itself and what follows; "core" and "data" lie side by side at the bottom. Kernels serve both.
 LAYERS = {
-    "cli": {"training", "evaluate", "objectives", "models", "data", "core"},
+    "cli": {"experiments", "training", "evaluate", "objectives", "models", "data", "core"},
+    "experiments": {"training", "evaluate", "objectives", "models", "data", "core"},
     "training": {"evaluate", "objectives", "models", "data", "core"},
     "evaluate": {"objectives", "models", "data", "core"},
     "objectives": {"models", "data", "core"},

@@ -27,6 +27,8 @@ _PNICTOGENS = (7, 15, 33, 51)
 _HYDROGEN = (1,)
 _LIGHT = (5, 6, 14)
 _NOBLE_GASES = (2, 10, 18, 36, 54, 86)
+_METALLOIDS = (5, 14, 32, 33, 51, 52, 84)
+_NOT_METALS = (1, 6, 7, 8, 15, 16, 34, *_HALOGENS, *_NOBLE_GASES, *_METALLOIDS)
 
 
 def chemical_families(dataset: CrystalDataset) -> list[str]:
@@ -63,6 +65,23 @@ def chemical_families(dataset: CrystalDataset) -> list[str]:
     return [FAMILIES[number] for number in family.tolist()]
 
 
+def with_metal_and_halogen(dataset: CrystalDataset) -> torch.Tensor:
+    """Find the crystals that have both a metal and a halogen, the overlay of Moran et al. 2025, fig. 6.
+
+    Metalloids (B, Si, Ge, As, Sb, Te, Po) are no metals.
+
+    Args:
+        dataset: The crystals.
+
+    Returns:
+        [crystals] bool.
+    """
+    present = _present(dataset)
+    metal = torch.ones(MAX_Z + 1, dtype=torch.bool)
+    metal[[0, *_NOT_METALS]] = False
+    return present[:, metal].any(dim=1) & present[:, list(_HALOGENS)].any(dim=1)
+
+
 def element_count(dataset: CrystalDataset) -> torch.Tensor:
     """Count the distinct elements of each crystal.
 
@@ -72,6 +91,11 @@ def element_count(dataset: CrystalDataset) -> torch.Tensor:
     Returns:
         [crystals] int64.
     """
+    return _present(dataset).sum(dim=1)
+
+
+def _present(dataset: CrystalDataset) -> torch.Tensor:
+    """Which elements [crystals, MAX_Z + 1] each crystal has."""
     present = torch.zeros(len(dataset), MAX_Z + 1, dtype=torch.bool)
     present[crystal_of_site(dataset), dataset.z] = True
-    return present.sum(dim=1)
+    return present

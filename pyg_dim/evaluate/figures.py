@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -72,26 +72,54 @@ def tsne_figure(
         ValueError: If there are fewer than ten crystals.
     """
     points = tsne_coordinates(vectors, seed)
+    return map_figure(points, families, values, value_name, title)
+
+
+def map_figure(
+    points: np.ndarray, families: Sequence[str], overlay: Tensor | Sequence[str], name: str, title: str = ""
+) -> Figure:
+    """Draw a map twice: coloured by chemical family and by something else.
+
+    Args:
+        points: [n, 2] coordinates.
+        families: [n] family of each crystal, one of :data:`pyg_dim.evaluate.families.FAMILIES`.
+        overlay: [n] property, NaN where missing (drawn grey); or [n] names of classes.
+        name: Of the property, with its unit, or of the classes.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
+    """
     # Made without pyplot, which would register the figure for a window and keep it alive.
     figure = Figure(figsize=(13, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names = np.asarray(families)
-    for name, colour in zip(FAMILIES, COLOURS, strict=True):
-        chosen = points[names == name]
-        if len(chosen):
-            left.scatter(*chosen.T, s=8, color=colour, label=f"{name} ({len(chosen)})", linewidths=0, alpha=0.8)
-    left.legend(fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False)
+    _draw_classes(left, points, families, FAMILIES)
     left.set_title("chemical family")
-    labels = values.double().numpy()
-    finite = np.isfinite(labels)
-    right.scatter(*points[~finite].T, s=8, color="#cccccc", linewidths=0)
-    # A few extreme labels must not take the whole colour scale.
-    low, high = np.percentile(labels[finite], [2, 98]) if finite.any() else (0.0, 1.0)
-    dots = right.scatter(*points[finite].T, s=8, c=labels[finite], cmap="viridis", vmin=low, vmax=high, linewidths=0)
-    figure.colorbar(dots, ax=right, label=value_name, extend="both")
-    right.set_title(value_name)
+    if isinstance(overlay, Tensor):
+        _draw_property(right, points, overlay.double().numpy(), name)
+    else:
+        _draw_classes(right, points, overlay, sorted(set(overlay)))
+    right.set_title(name)
     for axes in (left, right):
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle(title or f"t-SNE of {torch.numel(values)} crystals")
+    figure.suptitle(title or f"t-SNE of {len(points)} crystals")
     return figure
+
+
+def _draw_classes(axes: Axes, points: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> None:
+    every = np.asarray(names)
+    for name, colour in zip(classes, COLOURS, strict=False):
+        chosen = points[every == name]
+        if len(chosen):
+            axes.scatter(*chosen.T, s=8, color=colour, label=f"{name} ({len(chosen)})", linewidths=0, alpha=0.8)
+    axes.legend(fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False)
+
+
+def _draw_property(axes: Axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:
+    finite = np.isfinite(labels)
+    axes.scatter(*points[~finite].T, s=8, color="#cccccc", linewidths=0)
+    # A few extreme labels must not take the whole colour scale.
+    low, high = np.percentile(labels[finite], [2, 98]) if finite.any() else (0.0, 1.0)
+    dots = axes.scatter(*points[finite].T, s=8, c=labels[finite], cmap="viridis", vmin=low, vmax=high, linewidths=0)
+    axes.figure.colorbar(dots, ax=axes, label=name, extend="both")

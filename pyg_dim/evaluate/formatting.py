@@ -46,3 +46,27 @@ def replace_file(path: Path, contents: str | bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     os.replace(temporary, path)
+
+
+def fill(page: str, name: str, text: str) -> str:
+    """Put a text between the markers of a page.
+
+    Args:
+        page: A Markdown page with ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, each on a line of its own.
+        name: Of the place.
+        text: What stands between them afterwards, instead of what is there.
+
+    Returns:
+        The page; all else is as it was.
+
+    Raises:
+        ValueError: The markers are not there, once each and in this order.
+    """
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed) or begin in rest or end in before + after:
+        raise ValueError(
+            f"no place for the table of {name!r}: the page needs the lines {begin.strip()} and {end.strip()}"
+        )
+    return f"{before}{begin}\n{text}\n\n{end}{after}"

@@ -1,0 +1,175 @@
+"""The figures of the papers: each computes what it needs; what another one has computed is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pyg_dim.evaluate.regressors import (
+    AUTO,
+    BLEND,
+    DUMMY,
+    EXTRA_TREES,
+    GAUSSIAN_PROCESS,
+    LEAST_SQUARES,
+    NETWORK,
+    RANDOM_FOREST,
+    RIDGE,
+)
+from pyg_dim.experiments.features import MAGPIE
+from pyg_dim.experiments.maps import draw_map
+from pyg_dim.experiments.pictures import draw_boxes
+from pyg_dim.experiments.probing import SIZES, probe_features
+from pyg_dim.experiments.scales import ABLATIONS, FINE_TUNING
+from pyg_dim.experiments.study import FORMATION, GAP, PHONONS, Study
+from pyg_dim.experiments.tasks import FOLDS, Task
+from pyg_dim.experiments.transferring import RANDOM, Start, fine_tune_starts
+
+PAPER: Final = (LEAST_SQUARES, NETWORK)
+"""Probes of Moran et al. 2025."""
+REGULARISED: Final = (RIDGE, EXTRA_TREES, GAUSSIAN_PROCESS, AUTO, BLEND)
+REPRESENTATIONS: Final = "representations"
+ABLATION: Final = "ablation"
+TRANSFER: Final = "transfer"
+MATBENCH: Final = "matbench"
+
+_PROBES: Final = {
+    MAGPIE: (DUMMY, *PAPER, *REGULARISED, RANDOM_FOREST),
+    "ofm": (LEAST_SQUARES, *REGULARISED),
+    "xrd": (LEAST_SQUARES, *REGULARISED),
+    "untrained global": (*PAPER, *REGULARISED),
+    "untrained full": REGULARISED,
+    "dim global": (*PAPER, *REGULARISED),
+    "dim full": REGULARISED,
+    "combined global": REGULARISED,
+    "combined full": REGULARISED,
+    "combined decoded": REGULARISED,
+}
+"""What is compared, and by which probes."""
+MIXTURES: Final = {
+    "untrained": ("untrained global", "untrained full"),
+    "dim": ("dim global", "dim full"),
+    "dim+magpie": ("dim global", "dim full", MAGPIE),
+    "combined": ("combined global", "combined full", "combined decoded"),
+    "combined+magpie": ("combined global", "combined full", "combined decoded", MAGPIE),
+}
+"""Readouts of one encoder that the labels choose among, alone and with the Magpie vector."""
+_STRUCTURE: Final = ("ofm", "xrd")
+"""Costly descriptors: not in the version without test formulas."""
+
+
+def representations(study: Study, *names: str) -> None:
+    """Figures 8 and 13: probes on frozen representations and descriptors.
+
+    Args:
+        study: The experiment.
+        *names: Tasks.
+    """
+    tasks = study.tasks(names)
+    features = {task.name: _features(study, task) for task in tasks}
+    table = study.probe_table()
+    scale = study.scale
+    probe_features(REPRESENTATIONS, tasks, features, _PROBES, table, SIZES, scale.draws, study.workers, MIXTURES)
+    draw_boxes(study, table.read(), REPRESENTATIONS, "features", names)
+
+
+def _features(study: Study, task: Task) -> dict:
+    dim, combined = study.pretrained("dim"), study.pretrained("combined")
+    found = {MAGPIE: study.descriptors(task, MAGPIE)}
+    for prefix, vectors in (
+        ("untrained", study.representations(task, dim, ("global", "full"), trained=False)),
+        ("dim", study.representations(task, dim, ("global", "full"))),
+        ("combined", study.representations(task, combined, ("global", "full", "decoded"))),
+    ):
+        found |= {f"{prefix} {readout}": values for readout, values in vectors.items()}
+    if study.split == "random":
+        found |= {name: study.descriptors(task, name) for name in _STRUCTURE}
+    return found
+
+
+def ablation(study: Study) -> None:
+    """Figure 11: kinds of false samples one by one, all, without noise, with joint levels.
+
+    Args:
+        study: The experiment.
+    """
+    tasks = study.tasks((FORMATION, GAP))
+    checkpoints = {name: study.ablated(name) for name in ABLATIONS}
+    untrained = checkpoints["all"]
+    features = {
+        task.name: {
+            name: study.representations(task, checkpoint, ("global",))["global"]
+            for name, checkpoint in checkpoints.items()
+        }
+        | {"untrained": study.representations(task, untrained, ("global",), trained=False)["global"]}
+        for task in tasks
+    }
+    probes = dict.fromkeys((*ABLATIONS, "untrained"), (LEAST_SQUARES, RIDGE))
+    table = study.probe_table()
+    probe_features(ABLATION, tasks, features, probes, table, SIZES, study.scale.draws, study.workers)
+    draw_boxes(study, table.read(), ABLATION, "features", (FORMATION, GAP))
+
+
+_OTHER: Final = {FORMATION: GAP, GAP: FORMATION, PHONONS: FORMATION}
+"""The target whose supervised model is a start for another one."""
+
+
+def transfer(study: Study) -> None:
+    """Figures 7 and S1: fine-tuning from new parameters, from pre-training, and from a model of another target.
+
+    Args:
+        study: The experiment.
+    """
+    tasks = study.tasks()
+    table = study.transfer_table()
+    for n in SIZES:
+        options = FINE_TUNING[n]
+        starts = {}
+        for task in tasks:
+            combined, other = study.pretrained("combined"), study.supervised(_OTHER[task.name])
+            starts[task.name] = {
+                RANDOM: Start(combined, False, options),
+                "combined": Start(combined, True, options),
+                "supervised on another target": Start(other, True, options),
+            }
+        fine_tune_starts(TRANSFER, tasks, starts, table, (n,), study.scale.transfer_draws, study.workers)
+    draw_boxes(study, table.read(), TRANSFER, "start", (FORMATION, GAP, PHONONS))
+
+
+def matbench(study: Study) -> None:
+    """Matbench phonons: the official five folds, all training labels, frozen and fine-tuned.
+
+    Args:
+        study: The experiment, with the split "random".
+
+    Raises:
+        ValueError: Another split.
+    """
+    if study.split != "random":
+        raise ValueError("matbench has folds of its own: --split random")
+    (task,) = study.tasks((PHONONS,))
+    labels = (min(train.numel() for train, _ in task.folds),)
+    mixtures = {name: parts for name, parts in MIXTURES.items() if name.startswith("combined")}
+    names = {part for parts in mixtures.values() for part in parts}
+    features = {task.name: {name: values for name, values in _features(study, task).items() if name in names}}
+    probes = dict.fromkeys(names, (GAUSSIAN_PROCESS, AUTO, BLEND))
+    table = study.probe_table()
+    probe_features(MATBENCH, [task], features, probes, table, labels, FOLDS, study.workers, mixtures)
+    options = FINE_TUNING[1000]
+    combined = study.pretrained("combined")
+    starts = {task.name: {RANDOM: Start(combined, False, options), "combined": Start(combined, True, options)}}
+    fine_tune_starts(MATBENCH, [task], starts, study.transfer_table(), labels, FOLDS, study.workers)
+
+
+FIGURES: Final[dict[str, Callable[[Study], None]]] = {
+    "fig6": lambda study: draw_map(study, "family"),
+    "fig7": transfer,
+    "fig8": lambda study: representations(study, FORMATION, GAP),
+    "fig9": lambda study: draw_map(study, FORMATION),
+    "fig10": lambda study: draw_map(study, GAP),
+    "fig11": ablation,
+    "fig13": lambda study: representations(study, PHONONS),
+    "figS1": transfer,
+    "matbench": matbench,
+}
+"""By the number of the figure in Moran et al. 2025; Matbench is not in it."""

@@ -1,0 +1,73 @@
+"""Figures compute what they need, once."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, RIDGE
+from pyg_dim.experiments import reproduce
+from pyg_dim.experiments import study as study_module
+from pyg_dim.experiments.features import MAGPIE
+from pyg_dim.experiments.page import write_tables
+from pyg_dim.experiments.reproduce import FIGURES, MIXTURES
+from pyg_dim.experiments.scales import RECIPES
+from pyg_dim.experiments.study import FORMATION, GAP
+from pyg_dim.training.finetune import FineTuneOptions
+
+
+@pytest.fixture
+def small(study, monkeypatch):
+    """The study with few labels and probes, ablations of two kinds, and the formula split, which knows no Matbench."""
+    monkeypatch.setattr(reproduce, "SIZES", (10, 20))
+    monkeypatch.setattr(reproduce, "FINE_TUNING", dict.fromkeys((10, 20), FineTuneOptions(epochs=1)))
+    monkeypatch.setattr(reproduce, "_PROBES", dict.fromkeys(reproduce._PROBES, (DUMMY, RIDGE, BLEND)))
+    ablations = {"all": {}, "other": {"kinds": "other"}}
+    monkeypatch.setattr(reproduce, "ABLATIONS", ablations)
+    monkeypatch.setattr(study_module, "ABLATIONS", ablations)
+    # Descriptors of structures take a tenth of a second a crystal and an optional package.
+    monkeypatch.setattr(reproduce, "_STRUCTURE", ())
+    monkeypatch.setitem(RECIPES, "combined", RECIPES["combined"] | {"objective": "deep_infomax+fingerprint"})
+    return study
+
+
+def test_figure_8_compares_all_representations_and_draws(small, monkeypatch):
+    FIGURES["fig8"](small)
+    frame = small.probe_table().read()
+    assert set(frame["features"]) == {*reproduce._PROBES, *MIXTURES} - {"ofm", "xrd"}
+    assert set(frame["task"]) == {FORMATION, GAP}
+    assert (small.directory / "representations-random.png").exists()
+    # Nothing is computed again, encoders included.
+    monkeypatch.setattr(study_module, "train", None)
+    FIGURES["fig8"](small)
+    assert len(small.probe_table().read()) == len(frame)
+    text = write_tables(small).read_text()
+    assert "| combined+magpie |" in text
+    assert f"| {FORMATION} | 10 |" in text
+
+
+def test_figure_11_has_a_row_for_every_ablation(small):
+    FIGURES["fig11"](small)
+    frame = small.probe_table().read()
+    assert set(frame["features"]) == {"all", "other", "untrained"}
+    assert set(frame["probe"]) == {LEAST_SQUARES, RIDGE}
+
+
+def test_a_run_that_was_stopped_goes_on(small):
+    checkpoint = small.run("some", epochs=1, **RECIPES["dim"])
+    (first,) = checkpoint.parent.glob("events*")
+    assert small.run("some", epochs=1, **RECIPES["dim"]) == checkpoint
+    assert next(iter(checkpoint.parent.glob("events*"))) == first
+    small.run("some", epochs=2, **RECIPES["dim"])
+    assert study_module.read_checkpoint(checkpoint)["epoch"] == 1
+
+
+def test_descriptors_are_those_of_the_crystals(small):
+    task = small.tasks((FORMATION,))[0]
+    vectors = small.descriptors(task, MAGPIE)
+    assert vectors.shape == (120, 145)
+    assert small.descriptors(task, MAGPIE) is vectors
+
+
+def test_matbench_has_folds_of_its_own(small):
+    with pytest.raises(ValueError, match="--split random"):
+        FIGURES["matbench"](study_module.replace(small, split="formula"))
