@@ -205,8 +205,8 @@ def blend_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
 
     .. math:: \min_w \sum_i \Bigl| y_i - \sum_k w_k p_{ik} \Bigr|, \qquad w \ge 0,\; \sum_k w_k = 1
 
-    is solved exactly, as a linear program. Few labels say little of the weights: they are then drawn towards equal ones,
-    by the share :math:`m / (n + m)` with m = 25 (:data:`EQUAL_AFTER`; chosen on crystals that no test has).
+    is solved exactly, as a linear program. Few labels say little of the weights: they are then drawn towards equal
+    ones, by the share :math:`m / (n + m)` with m = 25 (:data:`EQUAL_AFTER`; chosen on crystals that no test has).
 
     Args:
         found: Predictions with ``unseen`` by name.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
+
+import numpy as np
 
 from pyg_dim.evaluate.regressors import (
     AUTO,
@@ -55,7 +58,10 @@ MIXTURES: Final = {
 }
 """Readouts of one encoder that the labels choose among, alone and with the Magpie vector."""
 _STRUCTURE: Final = ("ofm", "xrd")
-"""Costly descriptors: not in the version without test formulas."""
+"""Costly descriptors."""
+_READOUTS: Final = {"dim": ("global", "full"), "combined": ("global", "full", "decoded")}
+"""Of each recipe. In the version without shared formulas ``combined`` alone is trained again, and costly descriptors
+and the paper's probes are left out: it is to show what shared formulas are worth."""
 
 
 def representations(study: Study, *names: str) -> None:
@@ -67,21 +73,23 @@ def representations(study: Study, *names: str) -> None:
     """
     tasks = study.tasks(names)
     features = {task.name: _features(study, task) for task in tasks}
-    table = study.probe_table()
-    scale = study.scale
-    probe_features(REPRESENTATIONS, tasks, features, _PROBES, table, SIZES, scale.draws, study.workers, MIXTURES)
+    shared = set.intersection(*(set(of_task) for of_task in features.values()))
+    mixtures = {name: parts for name, parts in MIXTURES.items() if shared.issuperset(parts)}
+    left_out = () if study.split == "random" else PAPER
+    probes = {name: tuple(probe for probe in of if probe not in left_out) for name, of in _PROBES.items()}
+    table, draws = study.probe_table(), study.scale.draws
+    probe_features(REPRESENTATIONS, tasks, features, probes, table, SIZES, draws, study.workers, mixtures)
     draw_boxes(study, table.read(), REPRESENTATIONS, "features", names)
 
 
-def _features(study: Study, task: Task) -> dict:
-    dim, combined = study.pretrained("dim"), study.pretrained("combined")
+def _features(study: Study, task: Task) -> dict[str, np.ndarray]:
     found = {MAGPIE: study.descriptors(task, MAGPIE)}
-    for prefix, vectors in (
-        ("untrained", study.representations(task, dim, ("global", "full"), trained=False)),
-        ("dim", study.representations(task, dim, ("global", "full"))),
-        ("combined", study.representations(task, combined, ("global", "full", "decoded"))),
-    ):
-        found |= {f"{prefix} {readout}": values for readout, values in vectors.items()}
+    recipes = _READOUTS if study.split == "random" else {"combined": _READOUTS["combined"]}
+    before = study.representations(task, study.pretrained(next(iter(recipes))), ("global", "full"), trained=False)
+    found |= {f"untrained {readout}": vectors for readout, vectors in before.items()}
+    for recipe, readouts in recipes.items():
+        after = study.representations(task, study.pretrained(recipe), readouts)
+        found |= {f"{recipe} {readout}": vectors for readout, vectors in after.items()}
     if study.split == "random":
         found |= {name: study.descriptors(task, name) for name in _STRUCTURE}
     return found
@@ -128,7 +136,7 @@ def transfer(study: Study) -> None:
         for task in tasks:
             combined, other = study.pretrained("combined"), study.supervised(_OTHER[task.name])
             starts[task.name] = {
-                RANDOM: Start(combined, False, options),
+                RANDOM: Start(combined, False, replace(options, encoder_lr=options.lr)),
                 "combined": Start(combined, True, options),
                 "supervised on another target": Start(other, True, options),
             }
@@ -157,7 +165,12 @@ def matbench(study: Study) -> None:
     probe_features(MATBENCH, [task], features, probes, table, labels, FOLDS, study.workers, mixtures)
     options = FINE_TUNING[1000]
     combined = study.pretrained("combined")
-    starts = {task.name: {RANDOM: Start(combined, False, options), "combined": Start(combined, True, options)}}
+    starts = {
+        task.name: {
+            RANDOM: Start(combined, False, replace(options, encoder_lr=options.lr)),
+            "combined": Start(combined, True, options),
+        }
+    }
     fine_tune_starts(MATBENCH, [task], starts, study.transfer_table(), labels, FOLDS, study.workers)
 
 

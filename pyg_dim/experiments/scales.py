@@ -68,4 +68,4 @@ FINE_TUNING: Final = {
     250: FineTuneOptions(epochs=50, patience=10, batch_sites=240),
     1000: FineTuneOptions(epochs=40, patience=8, batch_sites=480),
 }
-"""By number of labels, or the next smaller one: about as many steps at each."""
+"""By number of labels: about as many steps at each. New parameters learn at the rate of the head."""

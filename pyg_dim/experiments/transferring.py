@@ -33,13 +33,11 @@ class Start:
         checkpoint: Checkpoint of a run.
         trained: Its encoder as it is; else one of the same shape with new parameters, from the seed of each fit.
         options: How it is fine-tuned.
-        tolerance: Of symmetry, in angstrom, for encoders that take one: the same parameters, faster; None for theirs.
     """
 
     checkpoint: Path
     trained: bool
     options: FineTuneOptions
-    tolerance: float | None = None
 
     def encoder(self, seed: int) -> Encoder:
         """Build the encoder that a fit starts from.
@@ -52,11 +50,8 @@ class Start:
         """
         checkpoint = read_checkpoint(self.checkpoint)
         about = checkpoint[SECTION]
-        config = dict(about["encoder"])
-        if self.tolerance is not None and "tolerance" in config:
-            config["tolerance"] = self.tolerance
         torch.manual_seed(seed)
-        encoder = models.build(about["model"], **config)
+        encoder = models.build(about["model"], **about["encoder"])
         encoder.set_kernels(True)
         if self.trained:
             load_encoder_state(encoder, checkpoint, self.checkpoint)

@@ -97,15 +97,6 @@ def test_random_starts_follow_from_the_seed_and_trained_ones_from_the_checkpoint
     assert not random[0]["output.weight"].equal(random[3]["output.weight"])
 
 
-def test_the_tolerance_is_another_the_parameters_are_not(finished):
-    start = Start(finished.checkpoint, True, OPTIONS, tolerance=0.25)
-    encoder = start.encoder(0)
-    assert encoder.config["tolerance"] == 0.25
-    trained = load_encoder(finished.checkpoint)
-    assert trained.config["tolerance"] != 0.25
-    assert all(value.equal(trained.state_dict()[name]) for name, value in encoder.state_dict().items())
-
-
 def test_sizes_beyond_the_labels_are_left_out(task, starts, table, fits, caplog):
     with caplog.at_level(logging.WARNING):
         fine_tune_starts("study", [task], {FORMATION: starts}, table, (1000,), 1)
