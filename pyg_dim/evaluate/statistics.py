@@ -9,6 +9,8 @@ import numpy as np
 
 RESAMPLES: Final = 10_000
 CONFIDENCE: Final = 0.95
+FEWEST: Final = 6
+"""Draws; the interval of fewer is that of their extremes, and holds equal methods apart in one case of eight."""
 SAME: Final = 1e-9
 """Errors that differ by less than this share of them are a tie."""
 
@@ -37,7 +39,9 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """One of "better", "worse", and "level" where the interval holds zero."""
+        """One of "better", "worse", "level" where the interval holds zero, and "too few" draws to tell."""
+        if self.count < FEWEST:
+            return "too few"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "level"
 
 
@@ -56,12 +60,14 @@ def paired(errors: np.ndarray, others: np.ndarray, seed: int = 0) -> Paired:
         The comparison.
 
     Raises:
-        ValueError: No draw, or different numbers of them.
+        ValueError: No draw, different numbers of them, or an error that is no number.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13.
     """
     if errors.shape != others.shape or errors.ndim != 1 or not len(errors):
         raise ValueError(f"paired errors are two vectors of one length, not {errors.shape} and {others.shape}")
+    if not (np.isfinite(errors).all() and np.isfinite(others).all()):
+        raise ValueError("paired errors have to be finite: a fit has failed")
     difference = errors - others
     drawn = np.random.default_rng(seed).integers(len(difference), size=(RESAMPLES, len(difference)))
     medians = np.median(difference[drawn], axis=1)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
+from torch import Tensor
 
-from pyg_dim.data import load_dataset
+from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
 from pyg_dim.evaluate.baselines import DESCRIPTORS
 from pyg_dim.evaluate.formatting import replace_file
@@ -20,14 +24,17 @@ from pyg_dim.evaluate.regressors import AUTO, BLEND, DUMMY, LEAST_SQUARES, PROBE
 from pyg_dim.experiments import probing, transferring
 from pyg_dim.experiments.features import READOUT_NAMES, checkpoint_features, descriptor_features
 from pyg_dim.experiments.page import probe_text, transfer_text, write_tables
+from pyg_dim.experiments.provenance import checksum, keep_to
 from pyg_dim.experiments.reproduce import FIGURES
 from pyg_dim.experiments.scales import SCALES
 from pyg_dim.experiments.study import SplitName, Study
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
 from pyg_dim.experiments.transferring import RANDOM, Start
-from pyg_dim.training.checkpoints import SECTION, read_checkpoint
+from pyg_dim.training.checkpoints import LAST, SECTION, read_checkpoint
 from pyg_dim.training.finetune import FineTuneOptions
+from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.setup import prepare_data
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +43,25 @@ MATBENCH_FOLDS = "matbench"
 TABLES = "tables"
 
 
+def _files_can_fail(command: Callable[[Sequence[str], str], int]) -> Callable[[Sequence[str], str], int]:
+    """Tell the user of a folder that cannot be written to, or a full disk, in words."""
+
+    @wraps(command)
+    def run(arguments: Sequence[str], prog: str) -> int:
+        try:
+            return command(arguments, prog)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            where = error.filename or "a file"
+            raise ValueError(
+                f"cannot write or read {where}: {error.strerror or error}; choose another --out"
+            ) from error
+
+    return run
+
+
+@_files_can_fail
 def probe_command(arguments: Sequence[str], prog: str) -> int:
     """Run ``pyg-dim probe``.
 
@@ -67,16 +93,19 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
     readouts = _listed(chosen.readouts, READOUT_NAMES, "--readouts")
     baselines = _listed(chosen.baselines, (UNTRAINED, *DESCRIPTORS), "--baselines")
     out = _folder(chosen.out)
-    task = _task(chosen)
+    checkpoints = _checkpoints(chosen.checkpoints, DESCRIPTORS)
+    task = _task(chosen, checkpoints)
+    keep_to(out / "probes.json", _settings(chosen, checkpoints))
     table = FitTable(out / "probes.csv", probing.KEYS, probing.VALUES)
     rows = task.rows
     features = {}
-    for path in map(Path, chosen.checkpoints):
-        name = _name(path)
+    # Only an encoder that was trained to tell fingerprints has a layer that does.
+    before = [readout for readout in readouts if not readout.startswith("decoded")]
+    for name, path in checkpoints.items():
         for readout, vectors in checkpoint_features(path, task.dataset, rows, readouts).items():
             features[f"{name} {readout}"] = vectors
-        if UNTRAINED in baselines:
-            for readout, vectors in checkpoint_features(path, task.dataset, rows, readouts, trained=False).items():
+        if UNTRAINED in baselines and before:
+            for readout, vectors in checkpoint_features(path, task.dataset, rows, before, trained=False).items():
                 features[f"{name} {UNTRAINED} {readout}"] = vectors
     for name in (name for name in baselines if name != UNTRAINED):
         cache = out / f"{Path(chosen.data).name.split('.')[0]}-{name}.parquet"
@@ -89,6 +118,7 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
+@_files_can_fail
 def transfer_command(arguments: Sequence[str], prog: str) -> int:
     """Run ``pyg-dim transfer``.
 
@@ -117,9 +147,11 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
     chosen = parser.parse_args(arguments)
     options = FineTuneOptions(**{entry.name: getattr(chosen, entry.name) for entry in fields(FineTuneOptions)})
     out = _folder(chosen.out)
-    starts = {RANDOM: Start(Path(chosen.checkpoints[0]), False, options)}
-    starts |= {_name(path): Start(path, True, options) for path in map(Path, chosen.checkpoints)}
-    task = _task(chosen)
+    checkpoints = _checkpoints(chosen.checkpoints, (RANDOM,))
+    starts = {RANDOM: Start(next(iter(checkpoints.values())), False, options)}
+    starts |= {name: Start(path, True, options) for name, path in checkpoints.items()}
+    task = _task(chosen, checkpoints)
+    keep_to(out / "transfer.json", _settings(chosen, checkpoints) | {"options": asdict(options)})
     table = FitTable(out / "transfer.csv", transferring.KEYS, transferring.VALUES)
     transferring.fine_tune_starts(
         task.name, [task], {task.name: starts}, table, chosen.sizes, chosen.draws, chosen.workers
@@ -128,6 +160,7 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
+@_files_can_fail
 def reproduce_command(arguments: Sequence[str], prog: str) -> int:
     """Run ``pyg-dim reproduce``.
 
@@ -156,10 +189,11 @@ def reproduce_command(arguments: Sequence[str], prog: str) -> int:
         help="of the test: random, as in the paper, or formula: none of its formulas is trained on",
     )
     parser.add_argument("--out", default="results", metavar="FOLDER", help="where runs, tables and pictures go")
-    parser.add_argument("--workers", type=int, default=1, help="processes of probes and fine-tuning")
+    parser.add_argument("--workers", type=_whole(1), default=1, help="processes of probes and fine-tuning")
     parser.add_argument("--page", metavar="FILE.md", help=f"{TABLES}: also fill the marked places of this page")
     chosen = parser.parse_args(arguments)
     study = Study(chosen.data, chosen.phonons, _folder(chosen.out), SCALES[chosen.scale], chosen.split, chosen.workers)
+    study.keep_to_settings()
     if chosen.figure == TABLES:
         _logger.info("saved in %s", write_tables(study, Path(chosen.page) if chosen.page else None))
         return 0
@@ -202,34 +236,93 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--val-fraction", type=float, help="share of the test, by default that of the first checkpoint")
     parser.add_argument("--sizes", type=_sizes, default=probing.SIZES, help="numbers of labels")
-    parser.add_argument("--draws", type=int, default=20, help="label subsets, or seeds, for each number")
-    parser.add_argument("--seed", type=int, help="of the split and the draws, by default that of the first checkpoint")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--draws", type=_whole(1), default=20, help="label subsets, or seeds, for each number")
+    parser.add_argument(
+        "--seed", type=_whole(0), help="of the split and the draws, by default that of the first checkpoint"
+    )
+    parser.add_argument("--workers", type=_whole(1), default=1, help="processes")
     parser.add_argument("--out", default="results", metavar="FOLDER", help="where tables go; a stopped study goes on")
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    read.__name__ = "whole number"  # argparse names it where the text is none
+    return read
+
+
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(map(_whole(2), text.split(",")))
 
 
-def _task(chosen: argparse.Namespace) -> Task:
-    run = read_checkpoint(chosen.checkpoints[0])[SECTION]["options"]
-    dataset = load_dataset(chosen.data, max_sites=run["max_sites"], oxidation=run["oxidation"])
-    seed = run["seed"] if chosen.seed is None else chosen.seed
-    rule = run["split"] if chosen.split is None else chosen.split
-    share = run["val_fraction"] if chosen.val_fraction is None else chosen.val_fraction
+def _task(chosen: argparse.Namespace, checkpoints: Mapping[str, Path]) -> Task:
+    run = _options(next(iter(checkpoints.values())))
+    seed = run.seed if chosen.seed is None else chosen.seed
+    if chosen.split is None and chosen.val_fraction is None:
+        # The parts of the run itself: with its --limit, and without the crystals that it left out.
+        data = prepare_data(_for_parts(run, chosen.data))
+        dataset, train, test = data.dataset, data.train, data.val
+    else:
+        dataset = load_dataset(chosen.data, max_sites=run.max_sites, oxidation=run.oxidation)
+        rule, share = chosen.split or run.split, chosen.val_fraction
+        if rule == MATBENCH_FOLDS:
+            return cross_task(chosen.target, dataset, chosen.target, "matbench")
+        share = run.val_fraction if share is None else share
+        train, test = split(dataset, share, seed, rule) if rule in SPLIT_RULES else given_parts(dataset, rule)  # type: ignore[arg-type]
     dataset.target(chosen.target)
-    if rule == MATBENCH_FOLDS:
-        return cross_task(chosen.target, dataset, chosen.target, "matbench")
-    train, test = split(dataset, share, seed, rule) if rule in SPLIT_RULES else given_parts(dataset, rule)
     if not test.numel():
         raise ValueError("the test part is empty: give --val-fraction or another --split")
+    for name, path in list(checkpoints.items())[1:]:
+        _require_unseen(name, _options(path), dataset, test)
     return fold_task(chosen.target, dataset, chosen.target, train, test, seed=seed)
 
 
-def _name(path: Path) -> str:
-    """The folder of a run names it; its file does where that is not the last state."""
-    return path.parent.name or path.stem
+def _for_parts(run: TrainOptions, data: str) -> TrainOptions:
+    """The options that decide on the parts of a run, on other data perhaps; nothing is computed for an objective."""
+    labelled = run.objectives == ["supervised"]
+    changes = {} if labelled else {"objective": "deep_infomax", "target": None, "objective_weights": None}
+    return replace(run, data=data, init=None, resume=None, readout="global", **changes)
+
+
+def _require_unseen(name: str, run: TrainOptions, dataset: CrystalDataset, test: Tensor) -> None:
+    """Refuse a further checkpoint that was trained on crystals of the test, where it was trained on the same file."""
+    if Path(run.data).name != Path(dataset.report.source).name or not Path(run.data).exists():
+        return
+    parts = prepare_data(_for_parts(run, run.data))
+    trained = parts.dataset.ids.take(pa.array(parts.train.numpy()))
+    seen = int(pc.sum(pc.is_in(dataset.ids.take(pa.array(test.numpy())), trained)).as_py())
+    if seen:
+        raise ValueError(
+            f"{name} was trained on {seen} of the {test.numel()} crystals of the test: train all on the same parts "
+            "(--split of train with a file), or give a --split here"
+        )
+
+
+def _options(checkpoint: Path) -> TrainOptions:
+    return TrainOptions.from_dict(read_checkpoint(checkpoint)[SECTION]["options"])
+
+
+def _checkpoints(paths: Sequence[str], taken: Sequence[str]) -> dict[str, Path]:
+    """Checkpoints by name: the folder of the run, with the file where it is not the last state."""
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        read_checkpoint(path)
+        name = path.resolve().parent.name + ("" if path.name == LAST else f" {path.stem}")
+        if name in found or name in taken:
+            raise ValueError(f"two of what is compared would be called {name!r}: rename the folder of {path}")
+        found[name] = path
+    return found
+
+
+def _settings(chosen: argparse.Namespace, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
+    """What the rows of a table depend on beside their keys."""
+    sums = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
+    given = {name: getattr(chosen, name) for name in ("target", "split", "val_fraction", "seed")}
+    return sums | given | {"data": Path(chosen.data).name, "parts of": next(iter(checkpoints))}
 
 
 def _listed(text: str, known: Sequence[str], flag: str) -> list[str]:
@@ -241,10 +334,7 @@ def _listed(text: str, known: Sequence[str], flag: str) -> list[str]:
 
 def _folder(path: str) -> Path:
     folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {folder}: {error.strerror}; choose --out") from error
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

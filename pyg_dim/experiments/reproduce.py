@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -136,7 +135,8 @@ def transfer(study: Study) -> None:
         for task in tasks:
             combined, other = study.pretrained("combined"), study.supervised(_OTHER[task.name])
             starts[task.name] = {
-                RANDOM: Start(combined, False, replace(options, encoder_lr=options.lr)),
+                RANDOM: Start(combined, False, options),
+                "dim": Start(study.pretrained("dim"), True, options),
                 "combined": Start(combined, True, options),
                 "supervised on another target": Start(other, True, options),
             }
@@ -167,7 +167,7 @@ def matbench(study: Study) -> None:
     combined = study.pretrained("combined")
     starts = {
         task.name: {
-            RANDOM: Start(combined, False, replace(options, encoder_lr=options.lr)),
+            RANDOM: Start(combined, False, options),
             "combined": Start(combined, True, options),
         }
     }

@@ -14,7 +14,7 @@ class Scale:
     """Numbers of an experiment.
 
     Attributes:
-        crystals: Crystals of the training fold that are pre-trained on; None for all.
+        crystals: Crystals drawn for pre-training, four fifths of which are in the training fold; None for all.
         epochs: Of pre-training on them.
         ablation_crystals: Crystals drawn for the ablation, four fifths of which are in the training fold; None for all.
         ablation_epochs: Their epochs.
@@ -38,7 +38,7 @@ class Scale:
 
 SCALES: Final = {
     "smoke": Scale(100, 1, 40, 1, 1, 2, 1, 1500, 40),
-    "small": Scale(None, 12, 12_500, 4, 4, 20, 4, 4000, 2000),
+    "small": Scale(None, 12, 12_500, 4, 4, 20, 6, 4000, 2000),
     "full": Scale(None, 36, None, 12, 12, 100, 12, None, 10_000),
 }
 """By name; "smoke" shows in minutes that all of it runs, and its numbers mean nothing."""
@@ -68,4 +68,4 @@ FINE_TUNING: Final = {
     250: FineTuneOptions(epochs=50, patience=10, batch_sites=240),
     1000: FineTuneOptions(epochs=40, patience=8, batch_sites=480),
 }
-"""By number of labels: about as many steps at each. New parameters learn at the rate of the head."""
+"""By number of labels: about as many steps at each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,11 +15,13 @@ from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.experiments import probing, transferring
 from pyg_dim.experiments.features import checkpoint_features, descriptor_features
 from pyg_dim.experiments.folds import Fold, make_fold
+from pyg_dim.experiments.provenance import keep_to
 from pyg_dim.experiments.scales import ABLATIONS, RECIPES, Scale
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
-from pyg_dim.training.checkpoints import LAST, read_checkpoint
+from pyg_dim.training.checkpoints import LAST
 from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.resume import ResumedRun
 from pyg_dim.training.run import train
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +103,9 @@ class Study:
             data=self.data, split=str(self._fold_file()), logdir=str(self.directory / "runs"), name=name, **changes
         )
         if checkpoint.exists():
-            if int(read_checkpoint(checkpoint)["epoch"]) + 1 >= options.epochs:
+            resumed = ResumedRun(str(checkpoint), options.model)
+            resumed.require_same_options(options)
+            if resumed.epochs_done >= options.epochs:
                 return checkpoint
             options = replace(options, resume=str(checkpoint))
         _logger.info("pre-training %s", name)
@@ -163,6 +167,15 @@ class Study:
             cache.parent.mkdir(parents=True, exist_ok=True)
             self._cache[key] = descriptor_features(name, task.dataset, task.rows, cache, self.workers)
         return self._cache[key]
+
+    def keep_to_settings(self) -> None:
+        """Make sure that the folder holds this experiment and no other.
+
+        Raises:
+            ValueError: It holds one of other data or of another scale.
+        """
+        settings = {"data": Path(self.data).name, "phonons": Path(self.phonons).name, "scale": asdict(self.scale)}
+        keep_to(self.directory / "study.json", settings)
 
     def probe_table(self) -> FitTable:
         """The errors of all probes."""

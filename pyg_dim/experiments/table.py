@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there it has to be one command at a time
+    fcntl = None  # type: ignore[assignment]
 
 Key = tuple[str, ...]
 
@@ -63,8 +69,9 @@ class FitTable:
             new.setdefault(self._key(row), row)
         new = {key: row for key, row in new.items() if key not in self._known}
         lines = [_line([_text(row[column]) for column in self.columns]) for row in new.values()]
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file, _alone(file):
             file.write("".join(lines))
+            file.flush()
         self._known |= new.keys()
 
     def read(self) -> pd.DataFrame:
@@ -73,7 +80,9 @@ class FitTable:
         Returns:
             A frame with the columns of the table; empty texts are no missing values.
         """
-        return pd.read_csv(self.path, keep_default_na=False, na_values={"mae": ["nan"]})
+        frame = pd.read_csv(self.path, keep_default_na=False, na_values={"mae": ["nan"]})
+        # Two commands at a time can both make a fit that neither had found.
+        return frame.drop_duplicates(list(self.keys), ignore_index=True)
 
     def _key(self, row: Mapping[str, Any]) -> Key:
         return tuple(_text(row[key]) for key in self.keys)
@@ -82,11 +91,19 @@ class FitTable:
         return csv.reader(io.StringIO(self.path.read_text(encoding="utf-8")))
 
     def _mend(self) -> None:
-        contents = self.path.read_bytes()
-        whole = contents.rfind(b"\n") + 1
-        if whole < len(contents):
-            with self.path.open("r+b") as file:
+        with self.path.open("r+b") as file, _alone(file):
+            contents = file.read()
+            whole = contents.rfind(b"\n") + 1
+            if whole < len(contents):
                 file.truncate(whole)
+
+
+@contextmanager
+def _alone(file: IO[Any]) -> Iterator[None]:
+    """Keep other processes from writing to the file, or mending it, meanwhile."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _line(cells: Sequence[str]) -> str:

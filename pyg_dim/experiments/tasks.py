@@ -137,6 +137,7 @@ def cross_task(name: str, dataset: CrystalDataset, target: str, by: Literal["mat
     Returns:
         The task.
     """
+    dataset.target(target)
     fold = matbench_folds(dataset) if by == "matbench" else _formula_folds(dataset)
     parts = tuple(((fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]) for k in range(FOLDS))
     return Task(name, dataset, target, parts)

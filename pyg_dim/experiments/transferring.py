@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +32,17 @@ class Start:
     Attributes:
         checkpoint: Checkpoint of a run.
         trained: Its encoder as it is; else one of the same shape with new parameters, from the seed of each fit.
-        options: How it is fine-tuned.
+        options: How it is fine-tuned; new parameters learn at the rate of the head.
     """
 
     checkpoint: Path
     trained: bool
     options: FineTuneOptions
+
+    @property
+    def fine_tuning(self) -> FineTuneOptions:
+        """The options of this start."""
+        return self.options if self.trained else replace(self.options, encoder_lr=self.options.lr)
 
     def encoder(self, seed: int) -> Encoder:
         """Build the encoder that a fit starts from.
@@ -114,7 +119,7 @@ def _given(
 ) -> tuple[dict[str, Any], Start, CrystalDataset, str, int, int]:
     """What :func:`_fit` needs: of the data set the crystals of the draw alone, labels before tests."""
     draw = task.draw(n, number)
-    about = {"unit": task.unit, "seed": number, "data": Path(task.dataset.report.source).name}
+    about = {"unit": task.unit, "seed": task.seed, "data": Path(task.dataset.report.source).name}
     small = task.dataset.subset(torch.cat([draw.rows, draw.test]))
     return _key(study, task, n, number, name) | about, start, small, task.target, draw.rows.numel(), number
 
@@ -126,7 +131,7 @@ def _fit(
     torch.set_num_threads(1)
     begin = time.perf_counter()
     rows = torch.arange(len(dataset))
-    found = fine_tune(start.encoder(seed), dataset, target, rows[:labels], rows[labels:], start.options, seed=seed)
+    found = fine_tune(start.encoder(seed), dataset, target, rows[:labels], rows[labels:], start.fine_tuning, seed=seed)
     return {
         **about, "mae": found.test_mae, "holdout": found.holdout_mae, "epochs": found.epochs,
         "best_epoch": found.best_epoch, "seconds": round(time.perf_counter() - begin, 2), "labels": labels,

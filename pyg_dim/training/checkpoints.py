@@ -158,7 +158,8 @@ def encoder_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name.removeprefix(ENCODER_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith(ENCODER_PREFIX)
+        # An encoder had back from a checkpoint may have a decoder, which is none of its own parts.
+        if name.startswith(ENCODER_PREFIX) and not name.startswith(f"{ENCODER_PREFIX}decoder.")
     }
 
 

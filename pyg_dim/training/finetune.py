@@ -239,7 +239,7 @@ class _FineTuning(LightningModule):
         """Loss of one batch."""
         loss = self.objective(batch)["total"]
         faded = self.options.dim_decay ** (self.current_epoch - self.options.frozen_epochs)
-        if self.dim is not None and NEGLIGIBLE <= faded <= 1:
+        if self.dim is not None and self.current_epoch >= self.options.frozen_epochs and faded >= NEGLIGIBLE:
             loss = loss + self.options.dim_weight * faded * self.dim(batch)["total"]
         return loss
 

@@ -87,7 +87,7 @@ class ResumedRun:
         Raises:
             ValueError: nothing is left to do, or the checkpoint is of more epochs.
         """
-        done = self._epochs_done()
+        done = self.epochs_done
         if done < epochs:
             return False
         summary = self.path.with_name("summary.md")
@@ -99,7 +99,9 @@ class ResumedRun:
             )
         return True
 
-    def _epochs_done(self) -> int:
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that the run has finished; one that was stopped in its middle is none."""
         try:
             # Counted before the checkpoint of an epoch is written, unlike "completed" and "epoch".
             return int(self.contents["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])

@@ -21,13 +21,13 @@ def test_equal_errors_are_ties():
     found = paired(errors * (1 + np.array([0.0, 5e-10, -5e-10, 3e-9])), errors)
     assert (found.wins, found.ties, found.losses) == (0, 3, 1)
     found = paired(errors, errors)
-    assert (found.difference, found.low, found.high, found.ties, found.verdict) == (0.0, 0.0, 0.0, 4, "level")
+    assert (found.difference, found.low, found.high, found.ties, found.verdict) == (0.0, 0.0, 0.0, 4, "too few")
 
 
 def test_the_interval_of_two_draws_is_known():
     # A resample of two draws is (-1, -1) or (3, 3), a quarter of the time each, or mixed, with the median 1.
     found = paired(np.array([0.0, 4.0]), np.array([1.0, 1.0]))
-    assert (found.difference, found.low, found.high, found.verdict) == (1.0, -1.0, 3.0, "level")
+    assert (found.difference, found.low, found.high, found.verdict) == (1.0, -1.0, 3.0, "too few")
     assert (found.wins, found.ties, found.losses) == (1, 0, 1)
 
 
@@ -52,3 +52,11 @@ def test_the_interval_is_that_of_the_median():
 def test_what_is_not_paired_is_an_error(errors, others):
     with pytest.raises(ValueError, match="paired errors are two vectors of one length, not"):
         paired(np.ones(errors), np.ones(others))
+
+
+def test_six_draws_can_be_level_and_what_is_no_number_is_refused():
+    errors = np.array([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])
+    assert paired(errors, errors).verdict == "level"
+    assert paired(errors, errors + np.array([1, -1, 1, -1, 1, -1.0])).verdict == "level"
+    with pytest.raises(ValueError, match="have to be finite: a fit has failed"):
+        paired(errors, np.full(6, np.nan))

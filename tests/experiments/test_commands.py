@@ -7,6 +7,23 @@ import pytest
 
 from pyg_dim.cli import main
 from pyg_dim.experiments.study import FORMATION
+from pyg_dim.experiments.table import FitTable
+from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.run import train
+
+
+@pytest.fixture
+def options_of(parquet, tmp_path):
+    """``options_of(limit=60, ...)``: options of a run of a second with the encoder of the tests."""
+
+    def make(**changes):
+        small = {"site_channels": 8, "pair_channels": 8, "attention_hidden": [8], "value_hidden": [8],
+                 "local_channels": 8, "pre_pool": [8], "post_pool": [8, 8], "supercell_sites": 8}  # fmt: skip
+        values = {"data": str(parquet), "epochs": 1, "batch_sites": 48, "accelerator": "cpu", "compile": False,
+                  "logdir": str(tmp_path / "runs"), "encoder": small}  # fmt: skip
+        return TrainOptions(**(values | changes))
+
+    return make
 
 
 def test_probe_writes_rows_and_a_table_and_goes_on(finished, parquet, tmp_path, capsys):
@@ -64,4 +81,58 @@ def test_a_folder_that_cannot_be_made_is_named(parquet, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     command = ["reproduce", "fig8", "--data", str(parquet), "--phonons", str(parquet), "--out", str(tmp_path / "file")]
     assert main(command) == 1
-    assert "choose --out" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_another_setting_is_not_added_to_a_table(finished, parquet, tmp_path, capsys):
+    command = ["transfer", str(finished.checkpoint), "--data", str(parquet), "--target", FORMATION, "--val-fraction",
+               "0.3", "--sizes", "10", "--draws", "1", "--epochs", "1", "--out", str(tmp_path)]  # fmt: skip
+    assert main(command) == 0
+    assert main([*command, "--lr", "1e-2"]) == 1
+    assert "choose another --out" in capsys.readouterr().err
+    assert main([*command, "--val-fraction", "0.4"]) == 1
+    assert "with val_fraction 0.3, this one has 0.4" in capsys.readouterr().err
+
+
+def test_checkpoints_need_names_of_their_own(finished, parquet, tmp_path, capsys):
+    command = [
+        "probe",
+        str(finished.checkpoint),
+        str(finished.checkpoint),
+        "--data",
+        str(parquet),
+        "--target",
+        FORMATION,
+    ]
+    assert main([*command, "--out", str(tmp_path)]) == 1
+    assert "would be called 'tiny'" in capsys.readouterr().err
+
+
+def test_the_test_is_the_validation_part_of_the_run(parquet, tmp_path, options_of, capsys):
+    """With its --limit, which decides on the parts as well."""
+    checkpoint = train(options_of(limit=60, val_fraction=0.25, name="limited")).directory / "last.ckpt"
+    other = train(options_of(limit=60, val_fraction=0.25, name="other", seed=5)).directory / "last.ckpt"
+    command = ["--data", str(parquet), "--target", FORMATION, "--sizes", "10", "--draws", "1", "--probes", "ridge"]
+    assert main(["probe", str(checkpoint), *command, "--out", str(tmp_path / "a")]) == 0
+    assert set(pd.read_csv(tmp_path / "a" / "probes.csv")["tests"]) <= {14, 15, 16}
+    assert main(["probe", str(checkpoint), str(other), *command, "--out", str(tmp_path / "b")]) == 1
+    assert "other was trained on" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_named(finished, parquet, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "probes.csv")
+
+    monkeypatch.setattr(FitTable, "add", full)
+    command = [
+        "probe",
+        str(finished.checkpoint),
+        "--data",
+        str(parquet),
+        "--target",
+        FORMATION,
+        "--val-fraction",
+        "0.3",
+    ]
+    assert main([*command, "--sizes", "10", "--draws", "1", "--out", str(tmp_path)]) == 1
+    assert "cannot write or read probes.csv: No space left on device; choose another --out" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""What the tables of a folder were computed from, so that others are not added to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyg_dim.evaluate.formatting import replace_file
+
+
+def keep_to(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write down what a study depends on, or make sure that it is still the same.
+
+    Args:
+        path: JSON file beside the tables.
+        settings: Plain values by name; those that an earlier call did not have are added.
+
+    Raises:
+        ValueError: A value differs from that of the file; the message names it and says what to do.
+    """
+    mine = json.loads(json.dumps(settings))
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, value in mine.items():
+        if known.get(name, value) != value:
+            raise ValueError(
+                f"{path} tells of a study with {name} {json.dumps(known[name])}, this one has {json.dumps(value)}: "
+                "rows of both would stand in one table; choose another --out"
+            )
+    if mine.keys() - known.keys():
+        replace_file(path, json.dumps(known | mine, indent=1) + "\n")
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, its first 16 digits.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
