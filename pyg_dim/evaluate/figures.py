@@ -112,14 +112,17 @@ def _draw_classes(axes: Axes, points: np.ndarray, names: Sequence[str], classes:
     for name, colour in zip(classes, COLOURS, strict=False):
         chosen = points[every == name]
         if len(chosen):
-            axes.scatter(*chosen.T, s=8, color=colour, label=f"{name} ({len(chosen)})", linewidths=0, alpha=0.8)
+            x, y = chosen.T
+            axes.scatter(x, y, s=8, color=colour, label=f"{name} ({len(chosen)})", linewidths=0, alpha=0.8)
     axes.legend(fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=3, frameon=False)
 
 
 def _draw_property(axes: Axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:
     finite = np.isfinite(labels)
-    axes.scatter(*points[~finite].T, s=8, color="#cccccc", linewidths=0)
+    x, y = points.T
+    axes.scatter(x[~finite], y[~finite], s=8, color="#cccccc", linewidths=0)
     # A few extreme labels must not take the whole colour scale.
     low, high = np.percentile(labels[finite], [2, 98]) if finite.any() else (0.0, 1.0)
-    dots = axes.scatter(*points[finite].T, s=8, c=labels[finite], cmap="viridis", vmin=low, vmax=high, linewidths=0)
+    shown = {"c": labels[finite], "cmap": "viridis", "vmin": low, "vmax": high}
+    dots = axes.scatter(x[finite], y[finite], s=8, linewidths=0, **shown)
     axes.figure.colorbar(dots, ax=axes, label=name, extend="both")

@@ -284,7 +284,9 @@ def _task(chosen: argparse.Namespace, checkpoints: Mapping[str, Path]) -> Task:
 def _for_parts(run: TrainOptions, data: str) -> TrainOptions:
     """The options that decide on the parts of a run, on other data perhaps; nothing is computed for an objective."""
     labelled = run.objectives == ["supervised"]
-    changes = {} if labelled else {"objective": "deep_infomax", "target": None, "objective_weights": None}
+    changes: dict[str, Any] = {}
+    if not labelled:
+        changes = {"objective": "deep_infomax", "target": None, "objective_weights": None}
     return replace(run, data=data, init=None, resume=None, readout="global", **changes)
 
 

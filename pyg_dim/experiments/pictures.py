@@ -25,7 +25,7 @@ SHOWN: Final = {"representations": (BLEND, LEAST_SQUARES), "ablation": (RIDGE, L
 BEYOND_MEAN: Final = 1.5
 BEYOND_OTHERS: Final = 3.0
 """Axes end at so many times the error of predicting the mean, or that of other probes: least squares can be far off."""
-BOX: Final = 0.24
+BOX: Final = 0.18
 """Width of a box with its share of the gap, in inches."""
 WRAPPED: Final = 18
 """Characters in a line of the name of a method."""

@@ -174,7 +174,7 @@ def matbench(study: Study) -> None:
     fine_tune_starts(MATBENCH, [task], starts, study.transfer_table(), labels, FOLDS, study.workers)
 
 
-FIGURES: Final[dict[str, Callable[[Study], None]]] = {
+FIGURES: Final[dict[str, Callable[[Study], object]]] = {
     "fig6": lambda study: draw_map(study, "family"),
     "fig7": transfer,
     "fig8": lambda study: representations(study, FORMATION, GAP),

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from pyg_dim import models
 from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.experiments import probing, transferring
 from pyg_dim.experiments.features import checkpoint_features, descriptor_features
@@ -104,7 +105,9 @@ class Study:
         )
         if checkpoint.exists():
             resumed = ResumedRun(str(checkpoint), options.model)
-            resumed.require_same_options(options)
+            # With the options of the architecture that were left to their defaults, as a run saves them.
+            encoder = dict(models.build(options.model, **options.encoder).config)
+            resumed.require_same_options(replace(options, encoder=encoder))
             if resumed.epochs_done >= options.epochs:
                 return checkpoint
             options = replace(options, resume=str(checkpoint))
@@ -186,7 +189,7 @@ class Study:
         return FitTable(self.directory / f"transfer-{self.split}.csv", transferring.KEYS, transferring.VALUES)
 
     def _fold_file(self) -> Path:
-        path = self.directory / f"fold-{self.split}.json"
+        path = (self.directory / f"fold-{self.split}.json").resolve()
         if not path.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             self.fold.save(path, self.crystals)

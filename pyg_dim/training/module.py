@@ -93,7 +93,10 @@ class TrainingModule(LightningModule):
         if self.schedule == "constant":
             return optimizer
         factor = partial(cosine, steps=int(self.trainer.estimated_stepping_batches))
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the section that tells what the checkpoint is of."""
