@@ -36,7 +36,7 @@ TRANSFER: Final = "transfer"
 MATBENCH: Final = "matbench"
 
 _PROBES: Final = {
-    MAGPIE: (DUMMY, *PAPER, *REGULARISED, RANDOM_FOREST),
+    MAGPIE: (DUMMY, LEAST_SQUARES, *REGULARISED, RANDOM_FOREST),
     "ofm": (LEAST_SQUARES, *REGULARISED),
     "xrd": (LEAST_SQUARES, *REGULARISED),
     "untrained global": (*PAPER, *REGULARISED),

@@ -63,9 +63,9 @@ ABLATIONS: Final[dict[str, dict[str, Any]]] = {
 """What differs from ``dim``, by name."""
 
 FINE_TUNING: Final = {
-    50: FineTuneOptions(epochs=60, patience=15, batch_sites=120),
-    100: FineTuneOptions(epochs=60, patience=15, batch_sites=120),
-    250: FineTuneOptions(epochs=50, patience=10, batch_sites=240),
-    1000: FineTuneOptions(epochs=40, patience=8, batch_sites=480),
+    50: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
+    100: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
+    250: FineTuneOptions(epochs=30, patience=8, batch_sites=480),
+    1000: FineTuneOptions(epochs=20, patience=5, batch_sites=960),
 }
-"""By number of labels: about as many steps at each."""
+"""By number of labels: a few hundred steps at each, the same for all starts."""
