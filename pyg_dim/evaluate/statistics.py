@@ -9,7 +9,7 @@ import numpy as np
 
 RESAMPLES: Final = 10_000
 CONFIDENCE: Final = 0.95
-FEWEST: Final = 6
+FEWEST: Final = 5
 """Draws; the interval of fewer is that of their extremes, and holds equal methods apart in one case of eight."""
 SAME: Final = 1e-9
 """Errors that differ by less than this share of them are a tie."""

@@ -136,7 +136,6 @@ def transfer(study: Study) -> None:
             combined, other = study.pretrained("combined"), study.supervised(_OTHER[task.name])
             starts[task.name] = {
                 RANDOM: Start(combined, False, options),
-                "dim": Start(study.pretrained("dim"), True, options),
                 "combined": Start(combined, True, options),
                 "supervised on another target": Start(other, True, options),
             }

@@ -38,7 +38,7 @@ class Scale:
 
 SCALES: Final = {
     "smoke": Scale(100, 1, 40, 1, 1, 2, 1, 1500, 40),
-    "small": Scale(None, 12, 12_500, 4, 4, 20, 6, 4000, 2000),
+    "small": Scale(None, 12, 12_500, 4, 4, 20, 5, 4000, 2000),
     "full": Scale(None, 36, None, 12, 12, 100, 12, None, 10_000),
 }
 """By name; "smoke" shows in minutes that all of it runs, and its numbers mean nothing."""
@@ -66,6 +66,6 @@ FINE_TUNING: Final = {
     50: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
     100: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
     250: FineTuneOptions(epochs=30, patience=8, batch_sites=480),
-    1000: FineTuneOptions(epochs=20, patience=5, batch_sites=960),
+    1000: FineTuneOptions(epochs=12, patience=4, batch_sites=960),
 }
 """By number of labels: a few hundred steps at each, the same for all starts."""
