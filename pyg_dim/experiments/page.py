@@ -282,6 +282,11 @@ def _claims(rows: pd.DataFrame, ablated: pd.DataFrame, tuned: pd.DataFrame) -> s
                 f"{number(float(np.median(before)))} to {number(float(np.median(trained)))}, a factor of {share:.2f}",
                 "yes" if share < HALVED else "no",
             ])  # fmt: skip
-    return (
-        _table(["claim", "paper", "here: verdict, difference [95 %], won-tied-lost", "holds?"], table) if table else ""
-    )
+    for task, of_task, sizes in _of_tasks(tuned):
+        check(
+            f"{task}: fine-tuning from combined is never worse than from random", "better",
+            {n: _compared(of_task[of_task["n"] == n], {"start": "combined"}, {"start": RANDOM}) for n in sizes},
+            {"better", "level"},
+        )  # fmt: skip
+    header = ["claim", "paper", "here: verdict, difference [95 %], won-tied-lost", "holds?"]
+    return _table(header, table) if table else ""
