@@ -122,8 +122,8 @@ def magpie_features(z: Tensor, ptr: Tensor) -> Tensor:
     With f the fractions of a crystal's elements and v a property of theirs:
 
     - norms (sum f^p)^(1/p) for p = 2, 3, 5, 7, 10; for p = 0 the number of elements;
-    - of each of the 22 properties: minimum, maximum, range, mean m = sum f v, average deviation sum f |v - m|, and
-      mode, the value of the most frequent element (the smallest of them where several are);
+    - of each of the 22 properties: minimum, maximum, range, mean m = sum f v, average deviation, the sum of f times the
+      distance of v from m, and mode, the value of the most frequent element (the smallest of them where several are);
     - mean number of valence electrons in s, p, d and f orbitals;
     - whether common oxidation states, one for each element, balance ("compound possible": 1 or 0; 1 for an element),
       and maximum and mean, sum over pairs f_i f_j c_ij, of the ionic character c = 1 - exp(-(X_i - X_j)^2 / 4).

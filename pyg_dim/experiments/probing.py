@@ -19,7 +19,9 @@ from pyg_dim.experiments.tasks import Task
 SIZES: Final = (50, 100, 250, 1000)
 """Numbers of labels of Moran et al. 2025."""
 KEYS: Final = ("study", "task", "n", "draw", "features", "probe")
+"""Columns that tell fits apart."""
 VALUES: Final = ("mae", "unit", "chosen", "seconds", "labels", "tests", "seed", "data")
+"""What is told of a fit."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from pyg_dim.training.checkpoints import SECTION, load_encoder_state, read_check
 from pyg_dim.training.finetune import FineTuneOptions, fine_tune
 
 KEYS: Final = ("study", "task", "n", "draw", "start")
+"""Columns that tell fits apart."""
 VALUES: Final = ("mae", "unit", "holdout", "epochs", "best_epoch", "seconds", "labels", "tests", "seed", "data")
+"""What is told of a fit."""
 RANDOM: Final = "random"
 
 
