@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import wraps
@@ -50,7 +51,7 @@ def _files_can_fail(command: Callable[[Sequence[str], str], int]) -> Callable[[S
     def run(arguments: Sequence[str], prog: str) -> int:
         try:
             return command(arguments, prog)
-        except FileNotFoundError:
+        except (FileNotFoundError, BrokenPipeError):
             raise
         except OSError as error:
             where = error.filename or "a file"
@@ -95,7 +96,7 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
     out = _folder(chosen.out)
     checkpoints = _checkpoints(chosen.checkpoints, DESCRIPTORS)
     task = _task(chosen, checkpoints)
-    keep_to(out / "probes.json", _settings(chosen, checkpoints))
+    keep_to(out / "probes.json", _settings(task, checkpoints))
     table = FitTable(out / "probes.csv", probing.KEYS, probing.VALUES)
     rows = task.rows
     features = {}
@@ -151,7 +152,7 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
     starts = {RANDOM: Start(next(iter(checkpoints.values())), False, options)}
     starts |= {name: Start(path, True, options) for name, path in checkpoints.items()}
     task = _task(chosen, checkpoints)
-    keep_to(out / "transfer.json", _settings(chosen, checkpoints) | {"options": asdict(options)})
+    keep_to(out / "transfer.json", _settings(task, checkpoints) | {"options": asdict(options)})
     table = FitTable(out / "transfer.csv", transferring.KEYS, transferring.VALUES)
     transferring.fine_tune_starts(
         task.name, [task], {task.name: starts}, table, chosen.sizes, chosen.draws, chosen.workers
@@ -287,6 +288,8 @@ def _for_parts(run: TrainOptions, data: str) -> TrainOptions:
     changes: dict[str, Any] = {}
     if not labelled:
         changes = {"objective": "deep_infomax", "target": None, "objective_weights": None}
+    if Path(run.data).name != Path(data).name:
+        changes["limit"] = None  # it was of the other crystals
     return replace(run, data=data, init=None, resume=None, readout="global", **changes)
 
 
@@ -320,15 +323,20 @@ def _checkpoints(paths: Sequence[str], taken: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _settings(chosen: argparse.Namespace, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
+def _settings(task: Task, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
     """What the rows of a table depend on beside their keys."""
-    sums = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
-    given = {name: getattr(chosen, name) for name in ("target", "split", "val_fraction", "seed")}
-    return sums | given | {"data": Path(chosen.data).name, "parts of": next(iter(checkpoints))}
+    data, parts = task.dataset, 0
+    rows = [part for fold in task.folds for part in fold]
+    for values in (data.z, data.ptr, data.pos, data.cell, data.target(task.target), *rows):
+        parts = zlib.crc32(values.contiguous().numpy().data, parts)
+    about = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
+    return about | {"target": task.target, "seed": task.seed, "crystals, labels and parts": f"{parts:08x}"}
 
 
 def _listed(text: str, known: Sequence[str], flag: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names and flag != "--baselines":
+        raise ValueError(f"{flag} names nothing; known: {', '.join(known)}")
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{flag} {','.join(unknown)}: unknown; known: {', '.join(known)}")
     return names

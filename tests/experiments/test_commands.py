@@ -91,7 +91,7 @@ def test_another_setting_is_not_added_to_a_table(finished, parquet, tmp_path, ca
     assert main([*command, "--lr", "1e-2"]) == 1
     assert "choose another --out" in capsys.readouterr().err
     assert main([*command, "--val-fraction", "0.4"]) == 1
-    assert "with val_fraction 0.3, this one has 0.4" in capsys.readouterr().err
+    assert "with crystals, labels and parts" in capsys.readouterr().err
 
 
 def test_checkpoints_need_names_of_their_own(finished, parquet, tmp_path, capsys):
