@@ -103,7 +103,7 @@ class Encoder(nn.Module, ABC):
             ValueError: unknown kind, or "decoded" without a decoder.
         """
         kind = self.default_readout if kind is None else kind
-        self.readout_channels(kind)
+        self.require_readout(kind)
         out = self.represent(batch)
         if kind == "decoded":
             assert self.decoder is not None  # noqa: S101 - looked at above
@@ -151,6 +151,23 @@ class Encoder(nn.Module, ABC):
             enabled: whether to compile.
         """
 
+    def require_readout(self, kind: str) -> None:
+        """Make sure that the encoder has a readout.
+
+        Args:
+            kind: "global", "full" or "decoded".
+
+        Raises:
+            ValueError: unknown kind, or "decoded" without a decoder.
+        """
+        if kind not in get_args(Readout):
+            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(get_args(Readout))}")
+        if kind == "decoded" and self.decoder is None:
+            raise ValueError(
+                "the readout 'decoded' is of encoders that were trained with the objective fingerprint, and had back "
+                "from their checkpoint"
+            )
+
     def readout_channels(self, kind: Readout = "global") -> int:
         """Length of the vectors of :meth:`readout`.
 
@@ -163,16 +180,11 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: unknown kind, or "decoded" without a decoder.
         """
-        if kind not in get_args(Readout):
-            raise ValueError(f"unknown readout {kind!r}; known: {', '.join(get_args(Readout))}")
+        self.require_readout(kind)
         if kind == "global":
             return self.channels
         if kind == "decoded":
-            if self.decoder is None:
-                raise ValueError(
-                    "the readout 'decoded' is of encoders that were trained with the objective fingerprint, and had "
-                    "back from their checkpoint"
-                )
+            assert self.decoder is not None  # noqa: S101 - looked at above
             return self.decoder.out_features
         return self.channels + self.output.in_features + 4 * self.global_level.constituent_channels
 

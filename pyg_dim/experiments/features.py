@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def readout_features(
     found = {}
     for name in readouts:
         kind, _, appended = name.partition("+")
-        encoder.readout_channels(cast(Readout, kind))  # says what is wrong where the encoder has no such readout
+        encoder.require_readout(kind)
         vectors = parts[kind].numpy()
         if appended:
             vectors = np.concatenate([vectors, magpie_features(subset.z, subset.ptr).numpy()], axis=1)
