@@ -14,7 +14,7 @@ from pyg_dim.experiments.folds import make_fold
 from pyg_dim.experiments.study import FORMATION, GAP, PHONONS
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
 
-PUBLISHED = Path("/work/shared/data/matbench_phonons.json.gz")
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "matbench_phonons.json.gz"
 
 
 @pytest.fixture
