@@ -1,5 +1,5 @@
 // Vectors as long as the registers of the machine, the functions that the kernels are made of, and small matrix
-// products. (Of longer vectors compilers make scalar code in many places: ten times slower where 64 bytes met AVX2.)
+// products. (Of longer vectors compilers make scalar code in many places: many times slower where 64 bytes met AVX2.)
 #pragma once
 #include <cstdint>
 #include <cstring>
