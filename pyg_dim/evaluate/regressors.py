@@ -25,6 +25,8 @@ RIDGE: Final = "ridge"
 NETWORK: Final = "network"
 RANDOM_FOREST: Final = "random forest"
 EXTRA_TREES: Final = "extra trees"
+MEDIAN_TREES: Final = "median trees"
+"""Extra trees whose median is the prediction: the mean absolute error wants the median of what a label can be."""
 GAUSSIAN_PROCESS: Final = "gaussian process"
 DUMMY: Final = "dummy"
 """Predicts the mean of its labels, whatever the crystal."""
@@ -33,14 +35,17 @@ AUTO: Final = "auto"
 BLEND: Final = "blend"
 """A convex mixture of :data:`CANDIDATES` with a low error on labels that they have not seen."""
 
-CANDIDATES: Final = (RIDGE, EXTRA_TREES, GAUSSIAN_PROCESS)
+CANDIDATES: Final = (RIDGE, MEDIAN_TREES, GAUSSIAN_PROCESS)
 RIDGE_STRENGTHS: Final = np.logspace(-3, 6, 19)
 DECAYS: Final = (1.0, 10.0)
 """Weight decays that the network is tried with, on labels of unit spread."""
 SKEWED: Final = 1.0
 """Skewness above which positive labels are learned as logarithms."""
 MARGIN: Final = 0.1
-"""Regularised probes predict no further beyond the range of their labels than this share of it."""
+"""Regularised probes predict no further beyond the range of their labels than this share of it, nor below zero where no
+label is."""
+COMMON: Final = 0.2
+"""Share of the labels that are one and the same number from which on that number is a value of its own."""
 EQUAL_AFTER: Final = 25
 """Labels after which half the weight of a blend is what they say, and half is shared out equally."""
 CONSTANT: Final = 1e-6
@@ -74,12 +79,17 @@ def fit_probes(
     Columns are standardised on the labelled rows. All but least squares are regularised by what the labels alone say:
     ridge by leave-one-out, the Gaussian process by the marginal likelihood, the weight decay of the network (one hidden
     layer of 64, ReLU) by three-fold cross-validation. They learn the logarithm of labels that are positive and skewed
-    (skewness above 1), and predict within the range of the labels widened by a tenth of it. Least squares is the
-    minimum-norm solution as it is.
+    (skewness above 1), and predict within the range of the labels widened by a tenth of it, but not below zero where no
+    label is. Least squares is the minimum-norm solution as it is.
+
+    Random forest and extra trees predict the mean of their trees, ``median trees`` the median of extra trees: each
+    fully grown tree tells one of the labels, and their median is what the mean absolute error wants, most of all where
+    many labels are equal, as the gaps of metals are.
 
     ``auto`` takes the candidate with the lowest mean absolute error on labels that it has not seen; these predictions
     are leave-one-out for ridge and the Gaussian process (with parameters found from all n labels) and out-of-bag for
-    trees. ``blend`` mixes the candidates by such errors, see :func:`blend_of`.
+    trees. ``blend`` mixes the candidates by such errors, see :func:`blend_of`. What they choose among is told of
+    common labels by the trees, see :func:`candidates_of`.
 
     Args:
         x: [n, D] features of the labelled rows.
@@ -94,7 +104,8 @@ def fit_probes(
     Raises:
         ValueError: An unknown probe, fewer than two labels, or shapes that do not fit.
 
-    Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 8 (least squares, network).
+    Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 8 (least squares, network); Meinshausen, J. Mach. Learn.
+    Res. 2006, 7, 983 (medians of forests).
     """
     if unknown := [name for name in probes if name not in PROBES]:
         raise ValueError(f"unknown probes {unknown}; known: {', '.join(PROBES)}")
@@ -118,9 +129,37 @@ def fit_probes(
                 with np.errstate(over="ignore"):  # infinities are set to the range below
                     fitted = _map(fitted, np.exp)
             found[name] = fitted if name == LEAST_SQUARES else _map(fitted, _within(y))
-    candidates = {name: found[name] for name in CANDIDATES if chooses}
-    found |= {name: choose(candidates, y) for name, choose in CHOICES.items() if name in probes}
+    if chooses:
+        candidates = candidates_of(found, y)
+        found |= {name: choose(candidates, y) for name, choose in CHOICES.items() if name in probes}
     return {name: found[name] for name in probes}
+
+
+def candidates_of(found: Mapping[str, Prediction], y: np.ndarray) -> dict[str, Prediction]:
+    """Take what ``auto`` and ``blend`` choose among, corrected for a label that many crystals share.
+
+    Where a fifth of the labels (:data:`COMMON`) or more are one and the same number, as the zero gaps of metals are,
+    smooth models come near it but never tell it. They predict it here wherever the median of the trees is that number.
+
+    Args:
+        found: Predictions of one set of features with all :data:`CANDIDATES` among them.
+        y: [n] labels.
+
+    Returns:
+        The candidates by name.
+    """
+    candidates = {name: found[name] for name in CANDIDATES}
+    values, counts = np.unique(y, return_counts=True)
+    common, trees = values[counts.argmax()], found[MEDIAN_TREES]
+    if counts.max() < max(COMMON * len(y), 2):
+        return candidates
+    unseen = _unseen(trees) == common
+    return {
+        name: Prediction(
+            np.where(trees.test == common, common, prediction.test), np.where(unseen, common, _unseen(prediction))
+        )
+        for name, prediction in candidates.items()
+    }
 
 
 def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,8 +210,7 @@ def _network(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Pre
 
 def _forest(kind: Callable[..., Any]) -> Callable[..., Prediction]:
     def fit(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
-        tried = max(1, min(MOST_TRIED, x.shape[1] // 3))
-        model = kind(TREES, max_features=tried, bootstrap=True, oob_score=True, random_state=seed)
+        model = kind(TREES, max_features=_tried(x), bootstrap=True, oob_score=True, random_state=seed)
         with warnings.catch_warnings():
             # A label that all trees have drawn, as can happen among very few.
             warnings.filterwarnings("ignore", message=".*out-of-bag|.*OOB.*")
@@ -180,6 +218,22 @@ def _forest(kind: Callable[..., Any]) -> Callable[..., Prediction]:
         return Prediction(model.predict(x_test), model.oob_prediction_)
 
     return fit
+
+
+def _median_trees(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+    model = ExtraTreesRegressor(TREES, max_features=_tried(x), bootstrap=True, random_state=seed).fit(x, y)
+    own = np.stack([tree.predict(x) for tree in model.estimators_])
+    for values, drawn in zip(own, model.estimators_samples_, strict=True):
+        values[drawn] = np.nan
+    # A label that all trees have drawn, as can happen among very few.
+    own[:, np.isnan(own).all(axis=0)] = np.median(y)
+    return Prediction(
+        np.median([tree.predict(x_test) for tree in model.estimators_], axis=0), np.nanmedian(own, axis=0)
+    )
+
+
+def _tried(x: np.ndarray) -> int:
+    return max(1, min(MOST_TRIED, x.shape[1] // 3))
 
 
 def _dummy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
@@ -240,7 +294,8 @@ def _unseen(prediction: Prediction) -> np.ndarray:
 
 def _within(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     margin = MARGIN * np.ptp(y)
-    return lambda values: np.clip(values, y.min() - margin, y.max() + margin)
+    lowest = y.min() - margin if y.min() < 0 else max(y.min() - margin, 0.0)
+    return lambda values: np.clip(values, lowest, y.max() + margin)
 
 
 def _map(prediction: Prediction, function: Callable[[np.ndarray], np.ndarray]) -> Prediction:
@@ -255,6 +310,7 @@ _FITS: Final[dict[str, Callable[..., Prediction]]] = {
     NETWORK: _network,
     RANDOM_FOREST: _forest(RandomForestRegressor),
     EXTRA_TREES: _forest(ExtraTreesRegressor),
+    MEDIAN_TREES: _median_trees,
     GAUSSIAN_PROCESS: _gaussian_process,
 }
 CHOICES: Final[dict[str, Callable[[Mapping[str, Prediction], np.ndarray], Prediction]]] = {

@@ -12,7 +12,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from pyg_dim.evaluate.regressors import CANDIDATES, CHOICES, Prediction, fit_probes
+from pyg_dim.evaluate.regressors import CANDIDATES, CHOICES, Prediction, candidates_of, fit_probes
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task
 
@@ -158,7 +158,8 @@ def _fit(
             raise ValueError(f"{name} has no vector for some crystals, so it cannot be mixed with others")
         wanted = dict.fromkeys([*keys.get(name, ()), *(CANDIDATES if mixed else ())])
         found = fit_probes(x[known], y[known], x_test[scored], list(wanted), seed)
-        candidates[name] = {f"{name}, {kind}": found[kind] for kind in CANDIDATES} if mixed else {}
+        if mixed:
+            candidates[name] = {f"{name}, {kind}": p for kind, p in candidates_of(found, y).items()}
         add(name, found, y_test[scored], int(known.sum()), start)
     for name, parts in mixtures.items():
         start = time.perf_counter()

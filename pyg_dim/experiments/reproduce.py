@@ -14,11 +14,12 @@ from pyg_dim.evaluate.regressors import (
     EXTRA_TREES,
     GAUSSIAN_PROCESS,
     LEAST_SQUARES,
+    MEDIAN_TREES,
     NETWORK,
     RANDOM_FOREST,
     RIDGE,
 )
-from pyg_dim.experiments.features import MAGPIE
+from pyg_dim.experiments.features import MAGPIE, WITH_MAGPIE
 from pyg_dim.experiments.maps import draw_map
 from pyg_dim.experiments.pictures import draw_boxes
 from pyg_dim.experiments.probing import SIZES, probe_features
@@ -29,38 +30,37 @@ from pyg_dim.experiments.transferring import RANDOM, Start, fine_tune_starts
 
 PAPER: Final = (LEAST_SQUARES, NETWORK)
 """Probes of Moran et al. 2025."""
-REGULARISED: Final = (RIDGE, EXTRA_TREES, GAUSSIAN_PROCESS, AUTO, BLEND)
+REGULARISED: Final = (RIDGE, MEDIAN_TREES, GAUSSIAN_PROCESS, AUTO, BLEND)
 REPRESENTATIONS: Final = "representations"
 ABLATION: Final = "ablation"
 TRANSFER: Final = "transfer"
 MATBENCH: Final = "matbench"
 
+_READOUTS: Final = {"dim": ("global", "full"), "combined": ("global", "full", "decoded")}
+"""Of each recipe."""
 _PROBES: Final = {
-    MAGPIE: (DUMMY, LEAST_SQUARES, *REGULARISED, RANDOM_FOREST),
+    MAGPIE: (DUMMY, LEAST_SQUARES, *REGULARISED, RANDOM_FOREST, EXTRA_TREES),
     "ofm": (LEAST_SQUARES, *REGULARISED),
     "xrd": (LEAST_SQUARES, *REGULARISED),
     "untrained global": (*PAPER, *REGULARISED),
     "untrained full": REGULARISED,
     "dim global": (*PAPER, *REGULARISED),
     "dim full": REGULARISED,
-    "combined global": REGULARISED,
-    "combined full": REGULARISED,
-    "combined decoded": REGULARISED,
+    **{f"combined {readout}": REGULARISED for readout in _READOUTS["combined"]},
+    **{f"{of} {readout}{WITH_MAGPIE}": (AUTO, BLEND) for of, readouts in _READOUTS.items() for readout in readouts},
 }
 """What is compared, and by which probes."""
 MIXTURES: Final = {
     "untrained": ("untrained global", "untrained full"),
-    "dim": ("dim global", "dim full"),
-    "dim+magpie": ("dim global", "dim full", MAGPIE),
-    "combined": ("combined global", "combined full", "combined decoded"),
-    "combined+magpie": ("combined global", "combined full", "combined decoded", MAGPIE),
+    **{of: tuple(f"{of} {readout}" for readout in readouts) for of, readouts in _READOUTS.items()},
+    **{
+        of + WITH_MAGPIE: (*(f"{of} {readout}{WITH_MAGPIE}" for readout in readouts), MAGPIE)
+        for of, readouts in _READOUTS.items()
+    },
 }
-"""Readouts of one encoder that the labels choose among, alone and with the Magpie vector."""
+"""Readouts of one encoder that the labels choose among, alone and with the Magpie vector appended to each."""
 _STRUCTURE: Final = ("ofm", "xrd")
 """Costly descriptors."""
-_READOUTS: Final = {"dim": ("global", "full"), "combined": ("global", "full", "decoded")}
-"""Of each recipe. In the version without shared formulas ``combined`` alone is trained again, and costly descriptors
-and the paper's probes are left out: it is to show what shared formulas are worth."""
 
 
 def representations(study: Study, *names: str) -> None:
@@ -74,23 +74,19 @@ def representations(study: Study, *names: str) -> None:
     features = {task.name: _features(study, task) for task in tasks}
     shared = set.intersection(*(set(of_task) for of_task in features.values()))
     mixtures = {name: parts for name, parts in MIXTURES.items() if shared.issuperset(parts)}
-    left_out = () if study.split == "random" else PAPER
-    probes = {name: tuple(probe for probe in of if probe not in left_out) for name, of in _PROBES.items()}
     table, draws = study.probe_table(), study.scale.draws
-    probe_features(REPRESENTATIONS, tasks, features, probes, table, SIZES, draws, study.workers, mixtures)
+    probe_features(REPRESENTATIONS, tasks, features, _PROBES, table, SIZES, draws, study.workers, mixtures)
     draw_boxes(study, table.read(), REPRESENTATIONS, "features", names)
 
 
 def _features(study: Study, task: Task) -> dict[str, np.ndarray]:
-    found = {MAGPIE: study.descriptors(task, MAGPIE)}
-    recipes = _READOUTS if study.split == "random" else {"combined": _READOUTS["combined"]}
-    before = study.representations(task, study.pretrained(next(iter(recipes))), ("global", "full"), trained=False)
+    found = {name: study.descriptors(task, name) for name in (MAGPIE, *_STRUCTURE)}
+    before = study.representations(task, study.pretrained("dim"), ("global", "full"), trained=False)
     found |= {f"untrained {readout}": vectors for readout, vectors in before.items()}
-    for recipe, readouts in recipes.items():
-        after = study.representations(task, study.pretrained(recipe), readouts)
+    for recipe, readouts in _READOUTS.items():
+        wanted = (*readouts, *(readout + WITH_MAGPIE for readout in readouts))
+        after = study.representations(task, study.pretrained(recipe), wanted)
         found |= {f"{recipe} {readout}": vectors for readout, vectors in after.items()}
-    if study.split == "random":
-        found |= {name: study.descriptors(task, name) for name in _STRUCTURE}
     return found
 
 
@@ -137,6 +133,7 @@ def transfer(study: Study) -> None:
             starts[task.name] = {
                 RANDOM: Start(combined, False, options),
                 "combined": Start(combined, True, options),
+                "dim": Start(study.pretrained("dim"), True, options),
                 "supervised on another target": Start(other, True, options),
             }
         fine_tune_starts(TRANSFER, tasks, starts, table, (n,), study.scale.transfer_draws, study.workers)

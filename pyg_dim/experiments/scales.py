@@ -38,8 +38,8 @@ class Scale:
 
 SCALES: Final = {
     "smoke": Scale(100, 1, 40, 1, 1, 2, 1, 1500, 40),
-    "small": Scale(None, 12, 12_500, 4, 4, 20, 5, 4000, 2000),
-    "full": Scale(None, 36, None, 12, 12, 100, 12, None, 10_000),
+    "small": Scale(None, 36, 12_500, 4, 4, 20, 12, 4000, 2000),
+    "full": Scale(None, 100, None, 12, 12, 100, 12, None, 10_000),
 }
 """By name; "smoke" shows in minutes that all of it runs, and its numbers mean nothing."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import Ridge
 
 from pyg_dim.evaluate import regressors
@@ -14,14 +15,17 @@ from pyg_dim.evaluate.regressors import (
     GAUSSIAN_PROCESS,
     LEAST_SQUARES,
     MARGIN,
+    MEDIAN_TREES,
     NETWORK,
     PROBES,
     RANDOM_FOREST,
     RIDGE,
     RIDGE_STRENGTHS,
+    TREES,
     Prediction,
     best_of,
     blend_of,
+    candidates_of,
     fit_probes,
     standardise,
 )
@@ -40,6 +44,9 @@ def problem(labels: int, function=LINEAR, noise: float = 0.0, features: int = 5,
     return x, function(x) + noise * generator.normal(size=labels), x_test, function(x_test)
 
 
+TREES_OF_CHANCE = (EXTRA_TREES, MEDIAN_TREES, RANDOM_FOREST)
+
+
 def error(prediction, y: np.ndarray) -> float:
     return float(np.abs(prediction.test - y).mean())
 
@@ -54,6 +61,7 @@ def error(prediction, y: np.ndarray) -> float:
         (GAUSSIAN_PROCESS, BENT, 0.5),
         (NETWORK, BENT, 0.5),
         (EXTRA_TREES, STEP, 0.6),
+        (MEDIAN_TREES, STEP, 0.6),
         (RANDOM_FOREST, STEP, 0.5),
         (AUTO, LINEAR, 0.02),
         (BLEND, LINEAR, 0.1),
@@ -181,7 +189,7 @@ def test_skewed_positive_labels_are_learned_as_logarithms():
     assert error(fit_probes(x, y, x_test, [RIDGE])[RIDGE], y_test) < 1e-3
 
 
-@pytest.mark.parametrize("probe", [name for name in PROBES if name not in (EXTRA_TREES, RANDOM_FOREST, AUTO, BLEND)])
+@pytest.mark.parametrize("probe", [name for name in PROBES if name not in (*TREES_OF_CHANCE, AUTO, BLEND)])
 def test_order_and_scale_of_features_and_labels_do_not_matter(probe):
     x, y, x_test, _ = problem(40, BENT, noise=0.1)
     # A network is not trained to the end, and rounding grows on its way.
@@ -196,6 +204,66 @@ def test_order_and_scale_of_features_and_labels_do_not_matter(probe):
         order, columns = np.random.default_rng(1).permutation(40), np.array([4, 2, 0, 1, 3])
         permuted = fit_probes(x[order][:, columns], y[order], x_test[:, columns], [probe])[probe].test
         np.testing.assert_allclose(permuted, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_median_trees_predict_medians_of_labels_and_unseen_ones_of_trees_that_did_not_draw_them():
+    x, y, x_test, _ = problem(40, BENT, noise=0.3)
+    found = fit_probes(x, y, x_test, [MEDIAN_TREES], seed=3)[MEDIAN_TREES]
+    scaled, scaled_test = standardise(x, x_test)
+    model = ExtraTreesRegressor(TREES, max_features=1, bootstrap=True, random_state=3).fit(scaled, y)
+    expected = np.median([tree.predict(scaled_test) for tree in model.estimators_], axis=0)
+    np.testing.assert_array_equal(found.test, expected)
+    for row in range(40):
+        left = [
+            tree.predict(scaled[row : row + 1])[0]
+            for tree, drawn in zip(model.estimators_, model.estimators_samples_, strict=True)
+            if row not in drawn
+        ]
+        assert len(left) > 10
+        np.testing.assert_allclose(found.unseen[row], np.median(left), rtol=1e-12)
+
+
+def test_the_median_wins_where_half_of_the_labels_are_equal():
+    generator = np.random.default_rng(7)
+    x, x_test = generator.normal(size=(200, 5)), generator.normal(size=(400, 5))
+
+    def gap(rows: np.ndarray) -> np.ndarray:
+        return np.maximum(rows[:, 0] + 0.5 * generator.normal(size=len(rows)), 0)
+
+    y, y_test = gap(x), gap(x_test)
+    found = fit_probes(x, y, x_test, [EXTRA_TREES, MEDIAN_TREES])
+    assert error(found[MEDIAN_TREES], y_test) < 0.95 * error(found[EXTRA_TREES], y_test)
+    assert (found[MEDIAN_TREES].test == 0).mean() > 0.3
+
+
+@pytest.mark.parametrize(("equal", "told"), [(10, True), (7, False)])
+def test_a_label_that_a_fifth_shares_is_told_by_the_trees(equal, told):
+    generator = np.random.default_rng(2)
+    y = generator.normal(size=40)
+    y[:equal] = 0.5
+    trees = Prediction(np.where(np.arange(9) < 3, 0.5, 0.7), np.where(np.arange(40) < 20, 0.5, 0.1))
+    smooth = Prediction(np.arange(9.0), np.arange(40.0))
+    found = candidates_of({RIDGE: smooth, MEDIAN_TREES: trees, GAUSSIAN_PROCESS: smooth, NETWORK: smooth}, y)
+    assert list(found) == list(CANDIDATES)
+    np.testing.assert_array_equal(found[MEDIAN_TREES].test, trees.test)
+    for probe in (RIDGE, GAUSSIAN_PROCESS):
+        np.testing.assert_array_equal(found[probe].test[3:], smooth.test[3:])
+        assert (found[probe].test[:3] == 0.5).all() == told
+        np.testing.assert_array_equal(found[probe].unseen[20:], smooth.unseen[20:])
+        assert (found[probe].unseen[:20] == 0.5).all() == told
+    x, _, x_test, _ = problem(40)
+    y = np.maximum(LINEAR(x) - 3, 0)
+    alone = fit_probes(x, y, x_test, [*CANDIDATES, AUTO, BLEND])
+    assert (alone[BLEND].test == 0).sum() == (alone[MEDIAN_TREES].test == 0).sum() > 20
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.5])
+def test_nothing_is_predicted_below_zero_where_no_label_is(shift):
+    x, _, x_test, _ = problem(60)
+    y = np.maximum(LINEAR(x), 0) + shift
+    for probe, found in fit_probes(x, y, 3 * x_test, [RIDGE, GAUSSIAN_PROCESS, AUTO, BLEND]).items():
+        assert (found.test.min() < 0) == bool(shift), probe
+        assert (found.unseen.min() < 0) == bool(shift), probe
 
 
 def test_regularised_predictions_stay_near_the_labels():
