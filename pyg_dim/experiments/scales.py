@@ -63,9 +63,9 @@ ABLATIONS: Final[dict[str, dict[str, Any]]] = {
 """What differs from ``dim``, by name."""
 
 FINE_TUNING: Final = {
-    50: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
-    100: FineTuneOptions(epochs=40, patience=10, batch_sites=240),
-    250: FineTuneOptions(epochs=30, patience=8, batch_sites=480),
-    1000: FineTuneOptions(epochs=12, patience=4, batch_sites=960),
+    50: FineTuneOptions(epochs=60, patience=15, batch_sites=240, readout="full"),
+    100: FineTuneOptions(epochs=60, patience=15, batch_sites=240, readout="full"),
+    250: FineTuneOptions(epochs=60, patience=12, batch_sites=480, readout="full"),
+    1000: FineTuneOptions(epochs=40, patience=10, batch_sites=960, readout="full"),
 }
-"""By number of labels: a few hundred steps at each, the same for all starts."""
+"""By number of labels, the same for all starts; patience, not the number of epochs, ends most fits."""
