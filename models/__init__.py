@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pyg_dim.models.alignn import ALIGNN
 from pyg_dim.models.cgcnn import CGCNN
-from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint
+from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint, load_crystal_twins_checkpoint
 from pyg_dim.models.encoder import READOUTS, Encoder, Representation
 from pyg_dim.models.megnet import MEGNet
 from pyg_dim.models.megnet_checkpoint import load_megnet_checkpoint
@@ -48,5 +48,6 @@ __all__ = [
     "SiteNet",
     "build",
     "load_cgcnn_checkpoint",
+    "load_crystal_twins_checkpoint",
     "load_megnet_checkpoint",
 ]

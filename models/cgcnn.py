@@ -93,6 +93,8 @@ class CGCNN(Encoder):
         ties: keep all neighbours that are as far as the k-th; not together with ``pad``.
         species_channels: length of vectors that describe the species in place of the site features, see
             :class:`~pyg_dim.models.site_input.SiteInput`.
+        output_softplus: hand on the softplus of the crystal layer as the global representation, as Crystal Twins does;
+            the level still sees the layer itself.
         noise: noise on all representations: "conditional", "learned", "none".
         kl: form of the KL term: "log_variance", "paper".
         critic: what scores constituents: "dot_product", "bilinear".
@@ -118,6 +120,7 @@ class CGCNN(Encoder):
         pad: bool = False,
         ties: bool = False,
         species_channels: int | None = None,
+        output_softplus: bool = False,
         noise: NoiseForm = "conditional",
         kl: KLForm = "log_variance",
         critic: CriticName = "dot_product",
@@ -127,7 +130,8 @@ class CGCNN(Encoder):
         self.config = {
             "site_channels": site_channels, "convolutions": convolutions, "crystal_channels": crystal_channels,
             "k": k, "cutoff": cutoff, "gaussian_step": gaussian_step, "pad": pad, "ties": ties,
-            "species_channels": species_channels, "noise": noise, "kl": kl, "critic": critic, "estimator": estimator,
+            "species_channels": species_channels, "output_softplus": output_softplus, "noise": noise, "kl": kl,
+            "critic": critic, "estimator": estimator,
         }  # fmt: skip
         for argument in ("site_channels", "convolutions", "crystal_channels", "k", "species_channels"):
             if (value := self.config[argument]) is not None and value < 1:
@@ -137,6 +141,7 @@ class CGCNN(Encoder):
                 raise ValueError(f"CGCNN: {argument} must be a positive length in angstrom, not {value}")
         self.graph: Callable[[Any], Any] = NearestNeighbors(k, cutoff, pad, ties)
         self.channels = crystal_channels
+        self.output_softplus = output_softplus
         self.gaussian_step = gaussian_step
         self.gaussians = round(cutoff / gaussian_step) + 1
 
@@ -189,4 +194,4 @@ class CGCNN(Encoder):
             )
         hidden = F.softplus(site_mean(site, batch))
         crystal = self.global_level(self.output(hidden), constituents=site, index=batch.batch, hidden=hidden)
-        return Representation(crystal, hidden, site)
+        return Representation(F.softplus(crystal) if self.output_softplus else crystal, hidden, site)

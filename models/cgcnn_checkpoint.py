@@ -26,6 +26,8 @@ _THEIRS: Final = {
     r"output": "fc_out",
 }
 """How the authors' program calls the layers that have a name (a pattern) here."""
+_TWINS_HEAD: Final = "fc_head."
+"""Layers of Crystal Twins between the embedding and its loss."""
 _COUNTER: Final = "num_batches_tracked"
 _scalar: Any = np.float64(0).__reduce__()[0]
 _SAFE: Final[list[Any]] = [
@@ -115,24 +117,62 @@ def load_cgcnn_checkpoint(
     """
     path = Path(weights)
     state, mean, std = _read_npz(path) if path.suffix == ".npz" else _read_pth(path)
-    encoder = CGCNN(
+    encoder = _encoder(state, path, k=k, cutoff=cutoff, gaussian_step=gaussian_step)
+    predictor = CGCNNPredictor(encoder, _count(state, "fcs"), _width(state, "fc_out.weight", 0, path))
+    predictor.to(dtype)
+    _fill(predictor, state, path, encoder)
+    predictor.mean.fill_(mean)
+    predictor.std.fill_(std)
+    _fill_species(encoder, Path(atom_vectors))
+    return predictor.eval()
+
+
+def load_crystal_twins_checkpoint(
+    weights: str | Path, atom_vectors: str | Path, *, dtype: torch.dtype = torch.float32
+) -> CGCNN:
+    """Read a network that was pre-trained by Crystal Twins, such as those that were published with it.
+
+    It is a CGCNN whose embedding is the softplus of the crystal layer. The head that maps embeddings to the vectors of
+    the contrastive loss is left out. The levels of Deep InfoMax, which those weights do not have, get new parameters.
+
+    Args:
+        weights: ``.pth`` file of the program (its parameters by name), or ``.npz`` with the same names.
+        atom_vectors: as for :func:`load_cgcnn_checkpoint`.
+        dtype: type of the parameters.
+
+    Returns:
+        The encoder, in evaluation mode: 12 nearest neighbours within 8 angstrom, missing ones padded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is not what it should be, lacks something, or does not fit; the message names it.
+
+    Source: Magar, Wang, Barati Farimani, npj Comput. Mater. 2022, 8, 231.
+    """
+    path = Path(weights)
+    if path.suffix == ".npz":
+        content: Any = {name: torch.from_numpy(value) for name, value in read_arrays(path).items()}
+    else:
+        content = read_torch(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} is no checkpoint of Crystal Twins: it does not hold parameters by name alone")
+    state = {name: value for name, value in content.items() if not name.startswith(_TWINS_HEAD)}
+    encoder = _encoder(state, path, output_softplus=True).to(dtype)
+    _fill(nn.ModuleDict({"encoder": encoder}), state, path, encoder)
+    _fill_species(encoder, Path(atom_vectors))
+    return encoder.eval()
+
+
+def _encoder(state: dict[str, Tensor], path: Path, **options: Any) -> CGCNN:
+    """An encoder of the sizes of the weights."""
+    return CGCNN(
         site_channels=_width(state, "embedding.weight", 0, path),
         convolutions=_count(state, "convs"),
         crystal_channels=_width(state, "conv_to_fc.weight", 0, path),
-        k=k,
-        cutoff=cutoff,
-        gaussian_step=gaussian_step,
         pad=True,
         species_channels=_width(state, "embedding.weight", 1, path),
+        **options,
     )
-    predictor = CGCNNPredictor(encoder, _count(state, "fcs"), _width(state, "fc_out.weight", 0, path))
-    predictor.to(dtype)
-    _fill(predictor, state, path)
-    predictor.mean.fill_(mean)
-    predictor.std.fill_(std)
-    assert encoder.site_input.species is not None  # noqa: S101 - it was built with a table
-    _fill_species(encoder.site_input.species, Path(atom_vectors))
-    return predictor.eval()
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], float, float]:
@@ -182,19 +222,21 @@ def _their_name(name: str) -> str | None:
     return None
 
 
-def _fill(predictor: CGCNNPredictor, state: dict[str, Tensor], path: Path) -> None:
+def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, encoder: CGCNN) -> None:
     """Copy the weights; all but the parameters of the levels must be there, in the right shape."""
     fill(
-        {theirs: value for name, value in predictor.state_dict().items() if (theirs := _their_name(name))},
+        {theirs: value for name, value in module.state_dict().items() if (theirs := _their_name(name))},
         {name: value for name, value in state.items() if not name.endswith(_COUNTER)},
         path,
         "CGCNN",
-        hint=lambda name: f", with {predictor.encoder.gaussians} Gaussians for an edge" if "fc_full" in name else "",
+        hint=lambda name: f", with {encoder.gaussians} Gaussians for an edge" if "fc_full" in name else "",
     )
 
 
-def _fill_species(table: Tensor, path: Path) -> None:
+def _fill_species(encoder: CGCNN, path: Path) -> None:
     """Put the vectors of a file into the rows of their elements."""
+    table = encoder.site_input.species
+    assert table is not None  # noqa: S101 - it was built with a table
     try:
         if path.suffix == ".npz":
             arrays = read_arrays(path)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.models import CGCNN, load_cgcnn_checkpoint
+from pyg_dim.models import CGCNN, build, load_cgcnn_checkpoint, load_crystal_twins_checkpoint
 from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
@@ -246,3 +246,37 @@ def test_files_that_are_something_else(save, atoms, tmp_path) -> None:
         load_cgcnn_checkpoint(good, tmp_path / "bad.npz")
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.json"):
         load_cgcnn_checkpoint(good, tmp_path / "absent.json")
+
+
+def twins_of(**changes: object) -> dict:
+    """Random weights under the names of Crystal Twins."""
+    weights = {name: value for name, value in weights_of().items() if not name.startswith("fc_out")}
+    return weights | {"fc_head.0.weight": torch.ones(CRYSTAL, CRYSTAL), "fc_head.0.bias": torch.ones(CRYSTAL)} | changes
+
+
+def test_embeddings_of_crystal_twins_are_the_softplus_of_the_crystal_layer(save, atoms, tmp_path, batch_of) -> None:
+    torch.save(twins_of(), tmp_path / "model.pth")
+    encoder = load_crystal_twins_checkpoint(tmp_path / "model.pth", atoms, dtype=torch.float64)
+    batch = encoder.graph(batch_of(NAMES))
+    layer = load_cgcnn_checkpoint(save(weights_of()), atoms, dtype=torch.float64).encoder(batch)
+    assert encoder(batch).equal(F.softplus(layer))
+    assert not encoder.training
+    # A checkpoint of a run rebuilds it from its options and its state.
+    again = build("cgcnn", **encoder.config).double().eval()
+    again.load_state_dict(encoder.state_dict())
+    assert again(batch).equal(encoder(batch))
+
+
+def test_files_that_are_not_of_crystal_twins(atoms, tmp_path) -> None:
+    for content, message in (
+        ({"state_dict": {}}, "does not hold parameters by name alone"),
+        ([1], "does not hold parameters by name alone"),
+        ({name: v for name, v in twins_of().items() if name != "conv_to_fc.bias"}, r"has no conv_to_fc\.bias"),
+        (twins_of(other=torch.ones(1)), "CGCNN does not have: other"),
+        (weights_of(), r"CGCNN does not have: fc_out\.weight, fc_out\.bias"),
+    ):
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(ValueError, match=rf"model\.pth .*{message}"):
+            load_crystal_twins_checkpoint(tmp_path / "model.pth", atoms)
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.npz"):
+        load_crystal_twins_checkpoint(tmp_path / "absent.npz", atoms)
