@@ -45,6 +45,7 @@ class CrystalDataset:
         units: name of a label -> its unit, where it is known.
         fingerprint: [n, F] in the dtype of ``pos``, what is computed from the crystals themselves; see
             :func:`pyg_dim.data.fingerprints.fingerprint_table`.
+        embedding: [n, F] in the dtype of ``pos``, what a teacher makes of the crystals, NaN where it has none.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class CrystalDataset:
         report: ImportReport,
         units: Mapping[str, str] | None = None,
         fingerprint: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> None:
         self.z = z
         self.pos = pos
@@ -70,6 +72,7 @@ class CrystalDataset:
         self.report = report
         self.units = dict(units or {})
         self.fingerprint = fingerprint
+        self.embedding = embedding
 
     @classmethod
     def from_parquet(
@@ -219,7 +222,7 @@ class CrystalDataset:
 
         Returns:
             A crystal with z, x, oxidation, pos, cell [1, 3, 3], row [1], id, y [1, T] with all T labels of the data
-            set in their order, if it has any, and fingerprint [1, F] if it has one.
+            set in their order, if it has any, and fingerprint and embedding [1, F] if it has them.
 
         Raises:
             IndexError: no such row.
@@ -241,8 +244,7 @@ class CrystalDataset:
     def num_bytes(self) -> int:
         """Memory that :meth:`to` takes on another device."""
         tensors = [self.z, self.pos, self.cell, self.oxidation, *self.labels.values()]
-        if self.fingerprint is not None:
-            tensors.append(self.fingerprint)
+        tensors += [values for values in (self.fingerprint, self.embedding) if values is not None]
         return sum(tensor.nbytes for tensor in tensors)
 
     def to(self, device: torch.device | str) -> CrystalDataset:
@@ -260,9 +262,10 @@ class CrystalDataset:
         moved = copy(self)
         for name in ("z", "pos", "cell", "oxidation"):
             setattr(moved, name, getattr(self, name).to(device))
-        if self.fingerprint is not None:
-            moved.fingerprint = self.fingerprint.to(device)
-        return moved.with_labels({name: values.to(device) for name, values in self.labels.items()})
+        for name in (keys.FINGERPRINT, keys.EMBEDDING):
+            if (values := getattr(self, name)) is not None:
+                setattr(moved, name, values.to(device))
+        return moved.with_labels({name: label.to(device) for name, label in self.labels.items()})
 
     def with_labels(self, labels: Mapping[str, Tensor]) -> CrystalDataset:
         """The same crystals with more or other labels.
@@ -300,6 +303,24 @@ class CrystalDataset:
             raise ValueError(f"fingerprint has shape {list(values.shape)} for {len(self)} crystals; it must be [n, F]")
         changed = copy(self)
         changed.fingerprint = values.to(self.pos)
+        return changed
+
+    def with_embedding(self, values: Tensor) -> CrystalDataset:
+        """The same crystals with the embedding that a teacher has of each, which becomes part of every batch.
+
+        Args:
+            values: [n, F], NaN for crystals without one; they replace those there are.
+
+        Returns:
+            A new data set that shares everything else with this one; it is not written to Parquet with the rest.
+
+        Raises:
+            ValueError: values of another shape.
+        """
+        if values.dim() != 2 or len(values) != len(self):
+            raise ValueError(f"embedding has shape {list(values.shape)} for {len(self)} crystals; it must be [n, F]")
+        changed = copy(self)
+        changed.embedding = values.to(self.pos)
         return changed
 
     def __repr__(self) -> str:
@@ -377,6 +398,7 @@ class CrystalDataset:
             report=self.report,
             units=self.units,
             fingerprint=None if self.fingerprint is None else self.fingerprint[here[1]],
+            embedding=None if self.embedding is None else self.embedding[here[1]],
         )
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
@@ -388,7 +410,7 @@ class CrystalDataset:
 
         Returns:
             A batch with z, x, oxidation, pos, cell, batch, ptr, max_sites, row, y [B, T] if targets are given, and
-            fingerprint [B, F] if the data set has one, on the device of the data set.
+            fingerprint and embedding [B, F] if the data set has them, on the device of the data set.
 
         Raises:
             ValueError: no such target.
@@ -416,4 +438,6 @@ class CrystalDataset:
             fields[keys.Y] = torch.stack([self.target(name)[rows] for name in targets], dim=1).to(self.pos.dtype)
         if self.fingerprint is not None:
             fields[keys.FINGERPRINT] = self.fingerprint[rows]
+        if self.embedding is not None:
+            fields[keys.EMBEDDING] = self.embedding[rows]
         return CrystalBatch(**fields)

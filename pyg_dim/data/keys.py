@@ -1,7 +1,7 @@
 """Keys of a crystal batch, each with its shape and unit.
 
-N sites, B crystals, E edges of the graph, T targets, F columns of the fingerprint, L edges of the line graph, P pairs
-of classes of one batch.
+N sites, B crystals, E edges of the graph, T targets, F columns of the fingerprint or dimensions of the embedding, L
+edges of the line graph, P pairs of classes of one batch.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ Y: Final = "y"
 """[B, T] float: labels in their own units, NaN where missing."""
 FINGERPRINT: Final = "fingerprint"
 """[B, F] float: what is computed from the crystals themselves (see :mod:`pyg_dim.data.fingerprints`)."""
+EMBEDDING: Final = "embedding"
+"""[B, F] float: what a teacher makes of the crystals, NaN where it has nothing to say (see
+:class:`~pyg_dim.objectives.distillation.Distillation`)."""
 
 SPECIES_KEYS: Final = (Z, X, OXIDATION)
 """What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""

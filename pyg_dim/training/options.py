@@ -15,18 +15,23 @@ from pyg_dim.objectives.supervised import LabelLoss
 from pyg_dim.training.devices import Accelerator
 from pyg_dim.training.schedules import Schedule
 
-OBJECTIVES: Final = ("deep_infomax", "fingerprint", "barlow_twins", "supervised")
+OBJECTIVES: Final = ("deep_infomax", "fingerprint", "barlow_twins", "distillation", "supervised")
 """Objectives by name."""
 Precision = Literal["16", "32", "64", "bf16"]
 
 CHANGEABLE: Final = frozenset(
-    {"epochs", "precision", "accelerator", "compile", "data", "logdir", "name", "init", "resume", "readout"}
-)
+    {"epochs", "precision", "accelerator", "compile", "data", "teacher", "teacher_atoms", "logdir", "name", "init",
+     "resume", "readout"}
+)  # fmt: skip
 """Options that a resumed run may change: where and how long it computes and what it hands on, not what it computes.
+
+Crystals and teacher may lie elsewhere, but have to be the same.
 
 The number of devices stays: each has batches of its own, and the position among them is saved once. ``logdir`` and
 ``name`` may only say where the run lies already.
 """
+CRYSTAL_TWINS: Final = (".pth", ".npz")
+"""Endings of the files of Crystal Twins."""
 SEEDS: Final = 2**32
 """Seeds are below this number, so that every generator of random numbers takes them."""
 
@@ -48,8 +53,8 @@ class TrainOptions:
     model: Annotated[str, "architecture of the encoder; its own options are --encoder.*"] = "sitenet"
     objective: Annotated[
         str,
-        "deep_infomax, fingerprint, barlow_twins (without labels) or supervised (on the labels of --target); several "
-        "joined by +, as in deep_infomax+fingerprint, add up",
+        "deep_infomax, fingerprint, barlow_twins, distillation (without labels) or supervised (on the labels of "
+        "--target); several joined by +, as in deep_infomax+fingerprint, add up",
     ] = "deep_infomax"
     objective_weights: Annotated[
         str | list[float] | None, "weights of the objectives, separated by commas, in their order; 1 each by default"
@@ -114,6 +119,14 @@ class TrainOptions:
     displacement: Annotated[
         float, "barlow_twins: standard deviation of the displacement of sites along each axis, in angstrom"
     ] = 0.05
+    teacher: Annotated[
+        str | None,
+        "distillation: whose embedding of each crystal is predicted: the encoder of a checkpoint, a network of Crystal "
+        "Twins (.pth or .npz), or a table of embeddings (.parquet or .csv)",
+    ] = None
+    teacher_atoms: Annotated[
+        str | None, "distillation: atom vectors of a Crystal Twins teacher, atom_init.json or .npz"
+    ] = None
     loss: Annotated[LabelLoss, "supervised: mean absolute or mean squared error"] = "l1"
     head_channels: Annotated[int, "supervised: width of the hidden layer of the head"] = 64
     encoder: Annotated[dict[str, Any], "options of the architecture"] = field(default_factory=dict)
@@ -155,6 +168,7 @@ class TrainOptions:
             )
         if "supervised" in self.objectives and not self.targets:
             raise ValueError("--objective supervised needs --target COLUMN: a label column of the data")
+        _check_teacher(self.teacher, self.teacher_atoms, "distillation" in self.objectives)
         if self.init is not None and self.resume is not None:
             raise ValueError("--init starts a new run and --resume continues one: give one of them")
 
@@ -245,6 +259,21 @@ def _check_weights(objectives: list[str], weights: list[float]) -> None:
     for weight in weights:
         if not 0 <= weight < math.inf:
             raise ValueError(f"--objective-weights must be finite and not negative; got {weight}")
+
+
+def _check_teacher(teacher: str | None, atoms: str | None, wanted: bool) -> None:
+    if wanted and teacher is None:
+        raise ValueError(
+            "--objective distillation needs --teacher FILE: a checkpoint, a network of Crystal Twins or a table of "
+            "embeddings"
+        )
+    if teacher is not None and not wanted:
+        raise ValueError("--teacher needs --objective distillation, alone or among others")
+    is_network = teacher is not None and Path(teacher).suffix in CRYSTAL_TWINS
+    if is_network and atoms is None:
+        raise ValueError(f"--teacher {teacher} needs --teacher-atoms FILE: the vectors of the elements, atom_init.json")
+    if atoms is not None and not is_network:
+        raise ValueError(f"--teacher-atoms belongs to a --teacher of Crystal Twins ({' or '.join(CRYSTAL_TWINS)})")
 
 
 def _names(objective: str) -> list[str]:

@@ -59,7 +59,7 @@ class ResumedRun:
             )
 
     def require_same_data(self, summary: Mapping[str, Any]) -> None:
-        """Check that the resumed run reads the crystals that it was started on.
+        """Check that the resumed run reads the crystals, and has the teacher, that it was started with.
 
         Args:
             summary: of the data read now, from :meth:`pyg_dim.training.setup.RunData.summary`.
@@ -73,6 +73,12 @@ class ResumedRun:
                 f"{self.path} was trained on {before['crystals']} crystals of {before['source']}; {summary['source']} "
                 f"now gives {summary['crystals']}, or others: resume with the same data, or start a new run with "
                 f"--init {self.path}"
+            )
+        # Runs from before there was a teacher do not tell.
+        if before.get("teacher") != summary["teacher"]:
+            raise ValueError(
+                f"{self.path} was trained with another --teacher than the file that is there now: resume with the same "
+                f"one, or start a new run with --init {self.path}"
             )
 
     def is_trained(self, epochs: int) -> bool:

@@ -33,6 +33,7 @@ from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
 from pyg_dim.training.resume import ResumedRun
 from pyg_dim.training.setup import RunData, prepare_data, prepare_encoder, prepare_kernels, prepare_objective
+from pyg_dim.training.teachers import teacher_checksum
 from pyg_dim.training.tensorboard import EmbeddingProjector, LossCharts, RepresentationMonitor
 
 _logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def train(options: TrainOptions) -> RunResult:
     # What can be wrong is looked at before the data are read, which may take a while.
     accelerator = choose_device(options.accelerator)
     resumed = None if options.resume is None else ResumedRun(options.resume, options.model)
+    teacher = teacher_checksum(options)
     encoder, untrained = prepare_encoder(options)
     # From here on with the options of the architecture that were left to their defaults.
     options = replace(options, encoder=dict(encoder.config))
@@ -83,7 +85,7 @@ def train(options: TrainOptions) -> RunResult:
         resumed.require_same_options(options)
         is_trained = resumed.is_trained(options.epochs)
     data = prepare_data(options)
-    about_data = data.summary(options.data, options.targets)
+    about_data = data.summary(options.data, options.targets, teacher)
     if resumed is not None:
         resumed.require_same_data(about_data)
     prepare_kernels(options, encoder, accelerator)

@@ -15,10 +15,11 @@ from pyg_dim import models, native
 from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.data.fingerprints import fingerprint_table
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
-from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Fingerprint, Supervised
+from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Distillation, Fingerprint, Supervised
 from pyg_dim.training.checkpoints import changed_options, load_encoder_state, read_checkpoint
 from pyg_dim.training.devices import compile_fault
 from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.teachers import is_table, teacher_embeddings
 
 _logger = logging.getLogger(__name__)
 
@@ -37,16 +38,17 @@ class RunData:
     train: Tensor
     val: Tensor
 
-    def summary(self, source: str, targets: Sequence[str] = ()) -> dict[str, Any]:
+    def summary(self, source: str, targets: Sequence[str] = (), teacher: int | None = None) -> dict[str, Any]:
         """Plain values that tell this data from other data.
 
         Args:
             source: what the data were read from.
             targets: labels that the run uses.
+            teacher: checksum of the teacher.
 
         Returns:
-            "source", numbers of "crystals", "sites", "train", "val" and "left_out", and "fingerprint", a checksum of
-            the crystals, the labels of the targets and the parts. It is the same in 32 and 64 bit numbers.
+            "source", numbers of "crystals", "sites", "train", "val" and "left_out", "teacher", and "fingerprint", a
+            checksum of the crystals, the labels of the targets and the parts. It is the same in 32 and 64 bit numbers.
         """
         dataset = self.dataset
         geometry = (dataset.pos.float(), dataset.cell.float(), dataset.oxidation.float())
@@ -61,6 +63,7 @@ class RunData:
             "train": self.train.numel(),
             "val": self.val.numel(),
             "left_out": len(self.dataset.report.left_out),
+            "teacher": teacher,
             "fingerprint": checksum,
         }
 
@@ -69,17 +72,17 @@ def prepare_data(options: TrainOptions) -> RunData:
     """Read the crystals of a run and split them.
 
     Args:
-        options: data, objective, target, limit, max_sites, oxidation, precision, split, val_fraction, seed and
-            fingerprints.
+        options: data, objective, target, limit, max_sites, oxidation, precision, split, val_fraction, seed,
+            fingerprints and those of the teacher.
 
     Returns:
-        The crystals, with fingerprints where an objective predicts them; for the supervised objective alone those with
-        at least one label of the targets.
+        The crystals, with fingerprints and embeddings where an objective predicts them; those alone that an objective
+        can learn from: supervised needs a label of one of the targets, distillation an embedding in the table.
 
     Raises:
         FileNotFoundError: no such data.
         ValueError: data of an unknown kind or without a usable crystal, an unknown target (the message lists the
-            columns there are), a target without labels, or a split that does not fit the data.
+            columns there are), a target without labels, or a split or a teacher that does not fit the data.
     """
     dtype = torch.float64 if options.precision == "64" else torch.float32
     dataset = load_dataset(options.data, max_sites=options.max_sites, oxidation=options.oxidation, dtype=dtype)
@@ -87,21 +90,17 @@ def prepare_data(options: TrainOptions) -> RunData:
     for name, label in zip(options.targets, labels, strict=True):
         if not label.isfinite().any():
             _logger.warning("%s has no value of %s: it cannot be probed", options.data, name)
-    kept = torch.arange(len(dataset))
-    if "supervised" in options.objectives:
-        known = torch.stack(labels, dim=1).isfinite().any(dim=1)
-        if not known.any():
-            raise ValueError(f"{options.data} has no crystal with a label in {', '.join(options.targets)}")
-        # Other objectives learn from crystals without a label, too.
-        if not known.all() and options.objectives == ["supervised"]:
-            _logger.info("%d crystals without a label of %s are left out", int((~known).sum()), options.targets)
-            kept = known.nonzero()[:, 0]
+    if is_table(options):
+        dataset = dataset.with_embedding(teacher_embeddings(options, dataset))
+    kept = _of_use(options, dataset, labels).nonzero()[:, 0]
     if options.limit is not None and options.limit < kept.numel():
         generator = torch.Generator().manual_seed(options.seed)
         kept = kept[torch.randperm(kept.numel(), generator=generator)[: options.limit].sort().values]
     whole, dataset = dataset, dataset if kept.numel() == len(dataset) else dataset.subset(kept)
     if "fingerprint" in options.objectives:
         dataset = dataset.with_fingerprint(fingerprint_table(dataset, options.fingerprint_kinds))
+    if "distillation" in options.objectives and dataset.embedding is None:
+        dataset = dataset.with_embedding(teacher_embeddings(options, dataset))
     if options.split in SPLIT_RULES:
         return RunData(dataset, *split(dataset, options.val_fraction, options.seed, options.split))  # type: ignore[arg-type]
     # Parts that were laid down for all crystals: of each, those that are kept.
@@ -111,6 +110,24 @@ def prepare_data(options: TrainOptions) -> RunData:
     if not train.numel():
         raise ValueError(f"--split {options.split} leaves no crystal to train on")
     return RunData(dataset, train, val)
+
+
+def _of_use(options: TrainOptions, dataset: CrystalDataset, labels: Sequence[Tensor]) -> Tensor:
+    """[n] bool: crystals that at least one of the objectives learns from."""
+    everything = torch.ones(len(dataset), dtype=torch.bool)
+    known: dict[str, Tensor] = {}
+    if "supervised" in options.objectives:
+        known["supervised"] = torch.stack(list(labels), dim=1).isfinite().any(dim=1)
+        if not known["supervised"].any():
+            raise ValueError(f"{options.data} has no crystal with a label in {', '.join(options.targets)}")
+    if dataset.embedding is not None:
+        known["distillation"] = dataset.embedding.isfinite().all(dim=1)
+    of_use = torch.stack([known.get(name, everything) for name in options.objectives]).any(dim=0)
+    if not of_use.all():
+        lacking = {"supervised": f"a label of {options.targets}", "distillation": "an embedding"}
+        text = " and ".join(lacking[name] for name in known)
+        _logger.info("%d crystals without %s are left out", int((~of_use).sum()), text)
+    return of_use
 
 
 def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Tensor]]:
@@ -177,7 +194,7 @@ def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunD
     Args:
         options: objective, objective_weights and the options of each objective.
         encoder: what is trained.
-        data: crystals; the labels and fingerprints of those to train on set the normalisation.
+        data: crystals; labels, fingerprints and embeddings of those to train on set the normalisation.
 
     Returns:
         The objective, a :class:`~pyg_dim.objectives.combined.Combined` where there are several.
@@ -205,6 +222,14 @@ def _fingerprint(_: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.
     return objective
 
 
+def _distillation(_: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.Module:
+    values = data.dataset.embedding
+    assert values is not None  # noqa: S101 - prepare_data has computed or read them
+    objective = Distillation(encoder, values.size(1))
+    objective.fit_embeddings(values[data.train])
+    return objective
+
+
 def _barlow_twins(options: TrainOptions, encoder: models.Encoder, _: RunData) -> nn.Module:
     return BarlowTwins(encoder, options.barlow_channels, mask=options.mask, displacement=options.displacement)
 
@@ -220,6 +245,7 @@ _BUILDERS: Final[dict[str, Callable[[TrainOptions, models.Encoder, RunData], nn.
     "deep_infomax": _deep_infomax,
     "fingerprint": _fingerprint,
     "barlow_twins": _barlow_twins,
+    "distillation": _distillation,
     "supervised": _supervised,
 }
 """How each of :data:`pyg_dim.training.options.OBJECTIVES` is built."""
