@@ -176,59 +176,66 @@ def test_batches_are_gathered_on_the_device(dataset):
             assert there[key] == value
 
 
+@pytest.fixture(params=["fingerprint", "embedding"])
+def key(request):
+    """What comes with every crystal beside its sites."""
+    return request.param
+
+
 @pytest.fixture
-def marked(dataset):
-    """With a fingerprint of five columns that tells the row."""
-    return dataset.with_fingerprint(torch.arange(12)[:, None] * 10 + torch.arange(5))
+def marked(dataset, key):
+    """With a fingerprint, or an embedding, of five columns that tells the row."""
+    return getattr(dataset, f"with_{key}")(torch.arange(12)[:, None] * 10 + torch.arange(5))
 
 
-def test_fingerprints_become_part_of_batches(dataset, marked):
-    assert dataset.fingerprint is None
-    assert "fingerprint" not in dataset.gather(torch.tensor([0]))
-    assert marked.fingerprint.dtype == torch.float64 == marked.pos.dtype
+def test_fingerprints_and_embeddings_become_part_of_batches(dataset, marked, key):
+    assert dataset.fingerprint is dataset.embedding is None
+    assert key not in dataset.gather(torch.tensor([0]))
+    assert getattr(marked, key).dtype == torch.float64 == marked.pos.dtype
     assert marked.pos is dataset.pos
     batch = marked.gather(torch.tensor([8, 0, 3, 3]))
-    assert batch.fingerprint.shape == (4, 5)
-    assert batch.fingerprint[:, 0].tolist() == [80, 0, 30, 30]
-    assert batch.fingerprint[0].tolist() == [80, 81, 82, 83, 84]
+    assert batch[key].shape == (4, 5)
+    assert batch[key][:, 0].tolist() == [80, 0, 30, 30]
+    assert batch[key][0].tolist() == [80, 81, 82, 83, 84]
     single = dataset.to("cpu")
     single.pos = single.pos.float()
-    assert single.with_fingerprint(torch.zeros(12, 5, dtype=torch.float64)).fingerprint.dtype == torch.float32
+    values = getattr(single, f"with_{key}")(torch.zeros(12, 5, dtype=torch.float64))
+    assert getattr(values, key).dtype == torch.float32
 
 
-def test_fingerprints_follow_their_crystals(marked):
+def test_fingerprints_and_embeddings_follow_their_crystals(marked, key):
     part = marked.subset(torch.tensor([5, 1]))
-    assert part.fingerprint[:, 0].tolist() == [50, 10]
-    assert part.gather(torch.tensor([1])).fingerprint[0, 0] == 10
-    assert marked.with_labels({"new": torch.zeros(12)}).fingerprint is marked.fingerprint
-    assert marked.to("cpu").fingerprint is marked.fingerprint
-    assert marked.to("meta").fingerprint.is_meta
+    assert getattr(part, key)[:, 0].tolist() == [50, 10]
+    assert part.gather(torch.tensor([1]))[key][0, 0] == 10
+    assert getattr(marked.with_labels({"new": torch.zeros(12)}), key) is getattr(marked, key)
+    assert getattr(marked.to("cpu"), key) is getattr(marked, key)
+    assert getattr(marked.to("meta"), key).is_meta
     crystals = [marked[row] for row in (7, 2)]
-    assert crystals[0].fingerprint.shape == (1, 5)
+    assert crystals[0][key].shape == (1, 5)
     (batch,) = DataLoader(crystals, batch_size=2)
-    assert batch.fingerprint[:, 0].tolist() == [70, 20]
+    assert batch[key][:, 0].tolist() == [70, 20]
 
 
-def test_memory_counts_the_fingerprint(dataset, marked):
+def test_memory_counts_fingerprints_and_embeddings(dataset, marked):
     assert marked.num_bytes == dataset.num_bytes + 12 * 5 * 8 == marked.to("meta").num_bytes
 
 
 @pytest.mark.parametrize("shape", [(12,), (11, 5), (12, 5, 1)])
-def test_fingerprints_of_another_shape_are_an_error(dataset, shape):
-    with pytest.raises(ValueError, match=r"fingerprint has shape \[.*\] for 12 crystals; it must be \[n, F\]"):
-        dataset.with_fingerprint(torch.zeros(shape))
+def test_fingerprints_and_embeddings_of_another_shape_are_an_error(dataset, key, shape):
+    with pytest.raises(ValueError, match=rf"{key} has shape \[.*\] for 12 crystals; it must be \[n, F\]"):
+        getattr(dataset, f"with_{key}")(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("graph", [DenseSupercell(12), NearestNeighbors(6), RadiusGraph(4.0)], ids=repr)
-def test_graphs_and_false_samples_leave_fingerprints_alone(dataset, marked, graph):
+def test_graphs_and_false_samples_leave_them_alone(dataset, marked, key, graph):
     """Those of the true crystals stay with the geometry, and nothing else is changed by them."""
     from pyg_dim.false_samples.permutation import permutation
     from pyg_dim.false_samples.transplant import transplant
 
     bare, batch = (graph(d.gather(torch.arange(12))) for d in (dataset, marked))
-    assert set(batch.keys()) - set(bare.keys()) == {"fingerprint"}
+    assert set(batch.keys()) - set(bare.keys()) == {key}
     for make in (transplant, permutation):
         expected, made = (make(b, generator=torch.Generator().manual_seed(0)).batch for b in (bare, batch))
-        assert torch.equal(made.fingerprint, batch.fingerprint)
+        assert torch.equal(made[key], batch[key])
         for key in set(expected.keys()) - {"max_sites"}:
             assert torch.equal(made[key], expected[key]), key

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pyg_dim.data import load_dataset, save_index_sets, split
+from pyg_dim.data.embeddings import write_embeddings
 from pyg_dim.data.fingerprints import fingerprint_table
-from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Fingerprint, Supervised
+from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Distillation, Fingerprint, Supervised
 from pyg_dim.training.options import OBJECTIVES
 from pyg_dim.training.setup import prepare_data, prepare_encoder, prepare_objective
 
@@ -57,13 +58,16 @@ def built(options):
     return prepare_objective(options, encoder, data), data
 
 
-def test_one_objective_is_built_as_it_is(options):
+def test_one_objective_is_built_as_it_is(options, tmp_path):
     kinds = {
-        "deep_infomax": DeepInfoMax, "fingerprint": Fingerprint, "barlow_twins": BarlowTwins, "supervised": Supervised
+        "deep_infomax": DeepInfoMax, "fingerprint": Fingerprint, "barlow_twins": BarlowTwins,
+        "distillation": Distillation, "supervised": Supervised,
     }  # fmt: skip
     assert set(kinds) == set(OBJECTIVES)
+    write_embeddings(tmp_path / "table.parquet", ["c0", "c7", "c9", "c30"], torch.rand(4, 3))
     for name, kind in kinds.items():
-        assert type(built(options(objective=name, target="energy"))[0]) is kind
+        teacher = str(tmp_path / "table.parquet") if name == "distillation" else None
+        assert type(built(options(objective=name, target="energy", teacher=teacher, split="random"))[0]) is kind
 
 
 def test_several_are_combined_in_their_order_with_their_weights(options):
