@@ -210,11 +210,14 @@ def _compositions(texts: Sequence[str], source: str) -> list[tuple[tuple[str, fl
     known: dict[str, tuple[tuple[str, float], ...]] = {}
     for text in dict.fromkeys(texts):
         try:
-            amounts = Composition(text).fractional_composition.get_el_amt_dict()
+            amounts = Composition(text).get_el_amt_dict()
         except Exception as error:  # pymatgen meets foreign text with errors of several types
             raise ValueError(f"{source}: {text!r} is no formula") from error
         # What begins with an X is a species of its own to pymatgen.
-        if not amounts or not amounts.keys() <= atomic_numbers().keys():
+        if not amounts.keys() <= atomic_numbers().keys() or not sum(amounts.values()) > 0:
             raise ValueError(f"{source}: {text!r} is no formula")
-        known[text] = tuple(sorted((symbol, round(share, _DIGITS)) for symbol, share in amounts.items()))
+        # As many digits as data sets write.
+        written = {symbol: float(f"{amount:g}") for symbol, amount in amounts.items()}
+        total = sum(written.values())
+        known[text] = tuple(sorted((symbol, round(amount / total, _DIGITS)) for symbol, amount in written.items()))
     return [known[text] for text in texts]
