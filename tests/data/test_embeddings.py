@@ -50,6 +50,17 @@ def test_formulas_are_joined_by_composition(tmp_path, three):
     assert found[1:].tolist() == [[2, 3], [2, 3]]
 
 
+def test_amounts_need_not_be_whole(tmp_path, three, monkeypatch):
+    """As long as they are the same in the digits that data sets write."""
+    path = tmp_path / "teacher.parquet"
+    write_embeddings(path, ["Fe0.62Ni0.1900Al.19", "(ZrO2)0.3333333333", "Fe0.62Ni0.19Al0.18"], VECTORS, by="formula")
+    formulas = ["Al0.19Fe0.62Ni0.19", "Zr0.333333O0.666667", "Fe0.62Ni0.19Al0.181"]
+    monkeypatch.setattr(three, "formula", lambda row: formulas[row])
+    found = read_embeddings(path).of(three)
+    assert found[:2].tolist() == [[1, 2], [3, 4]]
+    assert found[2].isnan().all()
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_columns_of_numbers_are_dimensions(tmp_path, three, ending):
     frame = pd.DataFrame({"material_id": ["salt", "wide"], "composition": ["NaCl", "TiO2"], "0": [1.5, 2], "1": [3, 4]})
