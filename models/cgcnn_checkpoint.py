@@ -151,10 +151,13 @@ def load_crystal_twins_checkpoint(
     """
     path = Path(weights)
     if path.suffix == ".npz":
-        content: Any = {name: torch.from_numpy(value) for name, value in read_arrays(path).items()}
+        arrays = read_arrays(path)
+        content: Any = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}
     else:
         content = read_torch(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(v, Tensor) and isinstance(k, str) for k, v in content.items()
+    ):
         raise ValueError(f"{path} is no checkpoint of Crystal Twins: it does not hold parameters by name alone")
     state = {name: value for name, value in content.items() if not name.startswith(_TWINS_HEAD)}
     encoder = _encoder(state, path, output_softplus=True).to(dtype)

@@ -271,6 +271,7 @@ def test_files_that_are_not_of_crystal_twins(atoms, tmp_path) -> None:
     for content, message in (
         ({"state_dict": {}}, "does not hold parameters by name alone"),
         ([1], "does not hold parameters by name alone"),
+        ({1: torch.ones(1)}, "does not hold parameters by name alone"),
         ({name: v for name, v in twins_of().items() if name != "conv_to_fc.bias"}, r"has no conv_to_fc\.bias"),
         (twins_of(other=torch.ones(1)), "CGCNN does not have: other"),
         (weights_of(), r"CGCNN does not have: fc_out\.weight, fc_out\.bias"),
@@ -278,5 +279,8 @@ def test_files_that_are_not_of_crystal_twins(atoms, tmp_path) -> None:
         torch.save(content, tmp_path / "model.pth")
         with pytest.raises(ValueError, match=rf"model\.pth .*{message}"):
             load_crystal_twins_checkpoint(tmp_path / "model.pth", atoms)
+    np.savez(tmp_path / "table.npz", names=np.array(["a", "b"]), embedding=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"table\.npz is no checkpoint of CGCNN: it has no 'embedding.weight'"):
+        load_crystal_twins_checkpoint(tmp_path / "table.npz", atoms)
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.npz"):
         load_crystal_twins_checkpoint(tmp_path / "absent.npz", atoms)
