@@ -84,6 +84,7 @@ def train(options: TrainOptions) -> RunResult:
     if resumed is not None:
         resumed.require_same_options(options)
         is_trained = resumed.is_trained(options.epochs)
+    _logger.info("data: reading %s", options.data)
     data = prepare_data(options)
     about_data = data.summary(options.data, options.targets, teacher)
     if resumed is not None:
@@ -155,6 +156,9 @@ def train(options: TrainOptions) -> RunResult:
         torch.distributed.destroy_process_group()
     summary = None
     if trainer.is_global_zero:
+        _logger.info(
+            "trained, and saved in %s; comparing it with the untrained encoder: Ctrl-C leaves that out", directory
+        )
         notes = coverage_notes(metrics)
         if is_trained:
             notes.append("the run was taken up after its last epoch; its losses in training stand in TensorBoard alone")
@@ -204,7 +208,8 @@ def _directory(options: TrainOptions) -> Path:
 
 def _announce(options: TrainOptions, data: RunData, encoder: models.Encoder, directory: Path) -> None:
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    _logger.info("data: %d crystals, %d sites", len(data.dataset), data.dataset.z.numel())
+    limited = "" if options.limit is None else f" (--limit {options.limit})"
+    _logger.info("data: %d crystals, %d sites%s", len(data.dataset), data.dataset.z.numel(), limited)
     _logger.info("split: %d crystals to train on, %d to validate on", data.train.numel(), data.val.numel())
     _logger.info("model: %s, %d parameters; objective: %s", encoder.name, parameters, options.objective)
     _logger.info("run: %s", directory)
