@@ -60,7 +60,7 @@ MIXTURES: Final = {
 }
 """Readouts of one encoder that the labels choose among, alone and with the Magpie vector appended to each."""
 _STRUCTURE: Final = ("ofm", "xrd")
-"""Costly descriptors."""
+"""Costly descriptors, left out of the version without shared formulas: they have not been trained on any."""
 
 
 def representations(study: Study, *names: str) -> None:
@@ -80,7 +80,8 @@ def representations(study: Study, *names: str) -> None:
 
 
 def _features(study: Study, task: Task) -> dict[str, np.ndarray]:
-    found = {name: study.descriptors(task, name) for name in (MAGPIE, *_STRUCTURE)}
+    costly = _STRUCTURE if study.split == "random" else ()
+    found = {name: study.descriptors(task, name) for name in (MAGPIE, *costly)}
     before = study.representations(task, study.pretrained("dim"), ("global", "full"), trained=False)
     found |= {f"untrained {readout}": vectors for readout, vectors in before.items()}
     for recipe, readouts in _READOUTS.items():
