@@ -10,9 +10,10 @@ from pyg_dim.models.cgcnn_checkpoint import load_cgcnn_checkpoint, load_crystal_
 from pyg_dim.models.encoder import READOUTS, Encoder, Representation
 from pyg_dim.models.megnet import MEGNet
 from pyg_dim.models.megnet_checkpoint import load_megnet_checkpoint
+from pyg_dim.models.roost import Roost
 from pyg_dim.models.sitenet import SiteNet
 
-MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (ALIGNN, CGCNN, MEGNet, SiteNet)}
+MODELS: Final[dict[str, type[Encoder]]] = {cls.name: cls for cls in (ALIGNN, CGCNN, MEGNet, Roost, SiteNet)}
 """Encoders by name."""
 
 
@@ -45,6 +46,7 @@ __all__ = [
     "Encoder",
     "MEGNet",
     "Representation",
+    "Roost",
     "SiteNet",
     "build",
     "load_cgcnn_checkpoint",

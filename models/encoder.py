@@ -44,6 +44,7 @@ class Encoder(nn.Module, ABC):
         output: the layer from the pooled hidden layer [B, H] to the global representation.
         global_level: the level of that layer; its constituents are the local representations [N, L].
         kernels: whether heavy steps run by C++ kernels, see :meth:`set_kernels`.
+        needs_structure: whether it needs crystals; else formulas will do.
         default_readout: kind of :meth:`readout` where none is asked for.
         decoder: linear layer from the global representation to the standardised fingerprints that the encoder was
             trained to tell, where it was; checkpoints give it (:func:`pyg_dim.training.load_encoder`).
@@ -51,6 +52,7 @@ class Encoder(nn.Module, ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
+    needs_structure: ClassVar[bool] = True
     config: dict[str, Any]
     graph: Callable[[Any], Any]
     channels: int
@@ -123,6 +125,17 @@ class Encoder(nn.Module, ABC):
         return torch.cat(
             [out.crystal, out.hidden, mean, spread, reduce(out.site, "amin"), reduce(out.site, "amax")], dim=-1
         )
+
+    def activated(self, crystal: Tensor) -> Tensor:
+        """What heads and projectors of this architecture are given of the global representation.
+
+        Args:
+            crystal: [B, D] global representations.
+
+        Returns:
+            [B, D]; here the same.
+        """
+        return crystal
 
     @property
     def has_kernels(self) -> bool:

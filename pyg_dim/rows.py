@@ -40,6 +40,22 @@ def add_rows(values: Tensor, index: Tensor, rows: int) -> Tensor:
     return values.new_zeros(rows, *values.shape[1:]).index_add(0, index, values)
 
 
+def group_share(values: Tensor, index: Tensor, groups: int) -> Tensor:
+    """Share of each value in the sum of its group.
+
+    Args:
+        values: [n] numbers above zero.
+        index: [n] int64, group of each.
+        groups: number of groups.
+
+    Returns:
+        [n] numbers that add up to one in each group, in the type of the values; computed in float32 at least.
+    """
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    total = exact.new_zeros(groups).index_add(0, index, exact)
+    return (exact / total.index_select(0, index)).to(values.dtype)
+
+
 def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same piece of memory, so that they are equal without a look at their numbers."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyg_dim.data.batch import Crystal, CrystalBatch
+    from pyg_dim.data.composition_graph import CompositionGraph
+    from pyg_dim.data.compositions import CompositionDataset
     from pyg_dim.data.dataset import CrystalDataset
     from pyg_dim.data.graph_cache import GraphCache
     from pyg_dim.data.graphs import DenseSupercell, NearestNeighbors, RadiusGraph
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pyg_dim.data.symmetry import SymmetryClasses
 
 __all__ = [
+    "CompositionDataset",
+    "CompositionGraph",
     "Crystal",
     "CrystalBatch",
     "CrystalDataset",
@@ -42,6 +46,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CompositionDataset": "compositions",
+    "CompositionGraph": "composition_graph",
     "Crystal": "batch",
     "CrystalBatch": "batch",
     "CrystalDataset": "dataset",

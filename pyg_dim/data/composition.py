@@ -9,26 +9,37 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.elements import MAX_Z, element_property, symbols
+from pyg_dim.data.formula import formula_text
 
 if TYPE_CHECKING:
     from pyg_dim.data.dataset import CrystalDataset
 
 
-def reduced_formula(z: Tensor) -> str:
+_FRACTION_STEPS = 10**8
+"""Fractions that differ by less than one of so many parts, about, are those of the same composition."""
+
+
+def reduced_formula(z: Tensor, amount: Tensor | None = None) -> str:
     """Formula with the smallest whole numbers, elements by increasing electronegativity (ties: by atomic number).
 
     Args:
         z: [n] int64, atomic numbers of the sites.
+        amount: [n] how much of its element each site stands for; 1 each where None.
 
     Returns:
-        The formula, for example ``"SrTiO3"``. Groups of atoms are not bracketed.
+        The formula, for example ``"SrTiO3"``. Groups of atoms are not bracketed. Amounts that are no whole numbers are
+        given as they are.
     """
-    elements, counts = torch.unique(z.cpu(), return_counts=True)
+    elements, place = torch.unique(z.cpu(), return_inverse=True)
+    amount = torch.ones(place.shape) if amount is None else amount.cpu()
+    counts = torch.zeros(elements.shape, dtype=torch.float64).index_add(0, place, amount.double())
     electronegativity = element_property("electronegativity", elements)
     order = torch.argsort(electronegativity, stable=True)
-    divisor = np.gcd.reduce(counts.numpy())
-    parts = zip(elements[order].tolist(), (counts[order] // divisor).tolist(), strict=True)
-    return "".join(symbols()[element] + (str(count) if count > 1 else "") for element, count in parts)
+    whole = counts.round()
+    if counts.equal(whole):
+        counts = counts / float(np.gcd.reduce(whole.long().numpy()))
+    parts = zip(elements[order].tolist(), counts[order].tolist(), strict=True)
+    return formula_text({symbols()[element]: count for element, count in parts})
 
 
 def composition_groups(dataset: CrystalDataset) -> Tensor:
@@ -42,8 +53,12 @@ def composition_groups(dataset: CrystalDataset) -> Tensor:
         gaps.
     """
     crystal, start, element, counts = _species(dataset)
-    divisor = np.gcd.reduceat(counts, start)
-    return _groups(crystal, start, np.stack([element, counts // divisor[crystal]], axis=1))
+    if dataset.amount is None:
+        share = counts // np.gcd.reduceat(counts, start)[crystal]
+    else:
+        # Amounts need not be whole; a formula is the same whatever it is multiplied by.
+        share = np.rint(counts / np.add.reduceat(counts, start)[crystal] * _FRACTION_STEPS).astype(np.int64)
+    return _groups(crystal, start, np.stack([element, share], axis=1))
 
 
 def chemical_system_groups(dataset: CrystalDataset) -> Tensor:
@@ -61,10 +76,14 @@ def chemical_system_groups(dataset: CrystalDataset) -> Tensor:
 
 
 def _species(dataset: CrystalDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Elements of all crystals, crystal by crystal: the crystal of each, the first of each crystal, element, count."""
+    """Elements of all crystals, crystal by crystal: the crystal of each, the first of each crystal, element, amount."""
     crystal = np.repeat(np.arange(len(dataset)), dataset.num_sites.numpy())
     # Sorted by crystal, then element: the entries of one crystal are adjacent.
-    pairs, counts = np.unique(crystal * (MAX_Z + 1) + dataset.z.cpu().numpy(), return_counts=True)
+    pairs, place, counts = np.unique(
+        crystal * (MAX_Z + 1) + dataset.z.cpu().numpy(), return_inverse=True, return_counts=True
+    )
+    if dataset.amount is not None:
+        counts = np.bincount(place, weights=dataset.amount.cpu().double().numpy())
     crystal, element = np.divmod(pairs, MAX_Z + 1)
     return crystal, np.flatnonzero(np.diff(crystal, prepend=-1)), element, counts
 

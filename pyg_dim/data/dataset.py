@@ -46,7 +46,12 @@ class CrystalDataset:
         fingerprint: [n, F] in the dtype of ``pos``, what is computed from the crystals themselves; see
             :func:`pyg_dim.data.fingerprints.fingerprint_table`.
         embedding: [n, F] in the dtype of ``pos``, what a teacher makes of the crystals, NaN where it has none.
+
+    Attributes:
+        amount: None; of formulas, which have no positions, see :class:`~pyg_dim.data.CompositionDataset`.
     """
+
+    amount: Tensor | None = None
 
     def __init__(
         self,
@@ -244,7 +249,7 @@ class CrystalDataset:
     def num_bytes(self) -> int:
         """Memory that :meth:`to` takes on another device."""
         tensors = [self.z, self.pos, self.cell, self.oxidation, *self.labels.values()]
-        tensors += [values for values in (self.fingerprint, self.embedding) if values is not None]
+        tensors += [values for values in (self.amount, self.fingerprint, self.embedding) if values is not None]
         return sum(tensor.nbytes for tensor in tensors)
 
     def to(self, device: torch.device | str) -> CrystalDataset:
@@ -260,9 +265,7 @@ class CrystalDataset:
             A new data set; the tensors are shared where they lie there already.
         """
         moved = copy(self)
-        for name in ("z", "pos", "cell", "oxidation"):
-            setattr(moved, name, getattr(self, name).to(device))
-        for name in (keys.FINGERPRINT, keys.EMBEDDING):
+        for name in ("z", "pos", "cell", "oxidation", keys.AMOUNT, keys.FINGERPRINT, keys.EMBEDDING):
             if (values := getattr(self, name)) is not None:
                 setattr(moved, name, values.to(device))
         return moved.with_labels({name: label.to(device) for name, label in self.labels.items()})
@@ -357,7 +360,8 @@ class CrystalDataset:
         Returns:
             The formula, for example ``"SrTiO3"``.
         """
-        return reduced_formula(self.z[self.ptr[row] : self.ptr[row + 1]])
+        sites = slice(int(self.ptr[row]), int(self.ptr[row + 1]))
+        return reduced_formula(self.z[sites], None if self.amount is None else self.amount[sites])
 
     def sites(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Where the sites of some crystals lie in the flat tensors.
@@ -386,20 +390,16 @@ class CrystalDataset:
         """
         rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         index, ptr = self.sites(rows)
-        here = index.to(self.pos.device), rows.to(self.pos.device)
-        return CrystalDataset(
-            z=self.z[here[0]],
-            pos=self.pos[here[0]],
-            ptr=ptr,
-            cell=self.cell[here[1]],
-            oxidation=self.oxidation[here[0]],
-            labels={name: values[here[1]] for name, values in self.labels.items()},
-            ids=self.ids.take(pa.array(rows.numpy())),
-            report=self.report,
-            units=self.units,
-            fingerprint=None if self.fingerprint is None else self.fingerprint[here[1]],
-            embedding=None if self.embedding is None else self.embedding[here[1]],
-        )
+        part = copy(self)
+        part.ptr, part.ids = ptr, self.ids.take(pa.array(rows.numpy()))
+        index, rows = index.to(self.pos.device), rows.to(self.pos.device)
+        of_sites, of_crystals = ("z", "pos", "oxidation", keys.AMOUNT), ("cell", keys.FINGERPRINT, keys.EMBEDDING)
+        for names, chosen in ((of_sites, index), (of_crystals, rows)):
+            for name in names:
+                if (values := getattr(self, name)) is not None:
+                    setattr(part, name, values[chosen])
+        part.labels = {name: values[rows] for name, values in self.labels.items()}
+        return part
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
         """Put some crystals into a batch, without edges.
@@ -422,13 +422,8 @@ class CrystalDataset:
         max_sites = int(counts.max())
         # Known on the host; the device is not asked for anything.
         index, ptr, batch, rows = (part.to(device) for part in (index, ptr, batch, rows))
-        z, oxidation = self.z[index], self.oxidation[index]
         fields: dict[str, Any] = {
-            keys.Z: z,
-            keys.X: site_features(z, oxidation, self.pos.dtype),
-            keys.OXIDATION: oxidation,
-            keys.POS: self.pos[index],
-            keys.CELL: self.cell[rows],
+            **self._contents(index, rows),
             keys.BATCH: batch,
             keys.PTR: ptr,
             keys.MAX_SITES: max_sites,
@@ -441,3 +436,14 @@ class CrystalDataset:
         if self.embedding is not None:
             fields[keys.EMBEDDING] = self.embedding[rows]
         return CrystalBatch(**fields)
+
+    def _contents(self, index: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """What a batch holds of some sites, and of the crystals that they make up."""
+        z, oxidation = self.z[index], self.oxidation[index]
+        return {
+            keys.Z: z,
+            keys.X: site_features(z, oxidation, self.pos.dtype),
+            keys.OXIDATION: oxidation,
+            keys.POS: self.pos[index],
+            keys.CELL: self.cell[rows],
+        }

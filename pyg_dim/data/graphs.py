@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.batch import CrystalBatch
-from pyg_dim.data.keys import EQUALS_KEYS, LINE_KEYS, forget
+from pyg_dim.data.keys import AMOUNT, EQUALS_KEYS, LINE_KEYS, forget
 from pyg_dim.data.minimum_image import GAIN, minimum_image
 from pyg_dim.data.neighbors import Neighbors, nearest_neighbors, neighbors_within, target_places
 from pyg_dim.data.supercell import MAX_SITES, nearly_cubic
@@ -48,7 +48,7 @@ class DenseSupercell:
         Returns:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
-        pos, cell, ptr = batch.pos, batch.cell, site_ptr(batch)
+        pos, cell, ptr = geometry(batch)
         supercell = nearly_cubic(cell, ptr.diff(), self.max_sites)
         served = usable(pos.new_empty(0)) and serves("dense_pairs", torch.float64)
         if served and not (pos.requires_grad or cell.requires_grad):
@@ -105,9 +105,9 @@ class NearestNeighbors:
         Returns:
             The batch with edge_index [2, E], edge_shift [E, 3] and edge_dist [E], on its device.
         """
-        ptr = site_ptr(batch)
-        found = nearest_neighbors(batch.pos, batch.cell, ptr, self.k, self.cutoff, batch.z, self.ties, self.symmetric)
-        found = self._padded(found, ptr, batch.pos.size(0)) if self.pad else found
+        pos, cell, ptr = geometry(batch)
+        found = nearest_neighbors(pos, cell, ptr, self.k, self.cutoff, batch.z, self.ties, self.symmetric)
+        found = self._padded(found, ptr, pos.size(0)) if self.pad else found
         return set_edges(batch, torch.stack([found.source, found.target]), found.shift, found.distance)
 
     def _padded(self, found: Neighbors, ptr: Tensor, num_sites: int) -> Neighbors:
@@ -144,7 +144,7 @@ class RadiusGraph:
 
     def __call__(self, batch: CrystalBatch) -> CrystalBatch:
         """Add the edges to a batch, or to one crystal; see :meth:`NearestNeighbors.__call__`."""
-        found = neighbors_within(batch.pos, batch.cell, site_ptr(batch), self.cutoff, batch.z)
+        found = neighbors_within(*geometry(batch), self.cutoff, batch.z)
         return set_edges(batch, torch.stack([found.source, found.target]), found.shift, found.distance)
 
 
@@ -157,7 +157,27 @@ def site_ptr(batch: CrystalBatch) -> Tensor:
     Returns:
         [B + 1] int64.
     """
-    return batch.ptr if "ptr" in batch else torch.tensor([0, batch.pos.size(0)], device=batch.pos.device)
+    return batch.ptr if "ptr" in batch else torch.tensor([0, batch.z.numel()], device=batch.z.device)
+
+
+def geometry(batch: CrystalBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the sites of crystals lie.
+
+    Args:
+        batch: crystals, or a single one.
+
+    Returns:
+        [N, 3] positions, [B, 3, 3] lattice vectors and the :func:`site_ptr`.
+
+    Raises:
+        ValueError: formulas, which have no positions.
+    """
+    if AMOUNT in batch:
+        raise ValueError(
+            "the batch holds formulas, without positions: this graph needs crystals, and an encoder of formulas "
+            "(roost) has CompositionGraph"
+        )
+    return batch.pos, batch.cell, site_ptr(batch)
 
 
 def set_edges(batch: CrystalBatch, edge_index: Tensor, edge_shift: Tensor, edge_dist: Tensor) -> CrystalBatch:

@@ -15,6 +15,8 @@ X: Final = "x"
 """[N, 9] float: scaled site features (see :mod:`pyg_dim.data.elements`)."""
 OXIDATION: Final = "oxidation"
 """[N] float: oxidation state, in elementary charges; zero where unknown."""
+AMOUNT: Final = "amount"
+"""[N] float: how much of its element a site of a formula stands for; crystals have none, nor do formulas have pos."""
 POS: Final = "pos"
 """[N, 3] float: Cartesian positions, in angstrom."""
 CELL: Final = "cell"
@@ -61,7 +63,7 @@ EMBEDDING: Final = "embedding"
 """[B, F] float: what a teacher makes of the crystals, NaN where it has nothing to say (see
 :class:`~pyg_dim.objectives.distillation.Distillation`)."""
 
-SPECIES_KEYS: Final = (Z, X, OXIDATION)
+SPECIES_KEYS: Final = (Z, X, OXIDATION, AMOUNT)
 """What is attached to the species of a site. A false sample re-labels these and leaves the geometry as it is."""
 
 CLASS_COUNTS: Final = {SITE_CLASS: SITE_COUNT, EDGE_CLASS: EDGE_COUNT, LINE_CLASS: LINE_COUNT}
@@ -72,6 +74,9 @@ PAIR_KEYS: Final = (PAIR_INDEX, PAIR_DIST, PAIR_COUNT)
 
 EQUALS_KEYS: Final = (*CLASS_COUNTS, *CLASS_COUNTS.values(), *PAIR_KEYS)
 """They depend on the species, too: a false sample goes without."""
+
+GEOMETRY_KEYS: Final = (POS, CELL, EDGE_SHIFT, EDGE_DIST)
+"""What a crystal has and a formula has not."""
 
 LINE_KEYS: Final = (LINE_INDEX, LINE_COS)
 """What a line graph adds."""

@@ -93,6 +93,15 @@ def _table() -> _Table:
     )
 
 
+def element_properties() -> Tensor:
+    """Properties of the elements that Magpie features are made of.
+
+    Returns:
+        [MAX_Z + 1, 22] float64; row = atomic number (row 0 is zero), columns as in :data:`MAGPIE_PROPERTIES`.
+    """
+    return _table().properties
+
+
 class _Elements(NamedTuple):
     """The different elements of all crystals, E entries crystal by crystal."""
 

@@ -76,6 +76,7 @@ class ImportReport:
         num_reduced: cells that were reduced to the primitive cell.
         remarks: remark -> identifiers of the crystals that it is about.
         not_numbers: name of a label -> values of it that are no number.
+        what: what is read.
     """
 
     source: str
@@ -85,6 +86,7 @@ class ImportReport:
     num_reduced: int = 0
     remarks: dict[str, list[str]] = field(default_factory=dict)
     not_numbers: dict[str, NotNumbers] = field(default_factory=dict)
+    what: str = "crystals"
 
     def add(self, other: ImportReport) -> None:
         """Go on with the next part of the source.
@@ -111,7 +113,7 @@ class ImportReport:
         return dict(Counter(item.reason for item in self.left_out).most_common())
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {self.num_kept} of {self.num_read} crystals kept"]
+        lines = [f"{self.source}: {self.num_kept} of {self.num_read} {self.what} kept"]
         for reason, count in self.counts().items():
             items = [str(item) for item in self.left_out if item.reason == reason]
             lines.append(f"  left out, {reason}: {count} ({_some(items, count)})")

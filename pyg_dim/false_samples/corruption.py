@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -112,19 +113,20 @@ class Corruption:
     kinds: tuple[Kind, ...]
 
 
-def relabel(batch: Any, donor: Tensor) -> Any:
+def relabel(batch: Any, donor: Tensor, keys: Sequence[str] = SPECIES_KEYS) -> Any:
     """The same geometry with other species: everything that hangs on the species of a site moves together.
 
     Args:
         batch: a crystal batch.
         donor: [N] site whose species each site takes.
+        keys: what moves.
 
     Returns:
         A shallow copy of the batch with re-labelled species; all other tensors are shared, but for the classes of
         equal sites, edges and angles: with other species these are not equal.
     """
     false = copy(batch)
-    for key in SPECIES_KEYS:
+    for key in keys:
         if (values := batch.get(key)) is not None:
             false[key] = values[donor]
     forget(false, EQUALS_KEYS)

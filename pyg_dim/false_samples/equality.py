@@ -18,6 +18,8 @@ from pyg_dim.native.pair_rows import PairRows, rows_of
 
 DISTANCE_TOLERANCE: Final = 1e-3
 """Two distances closer than this are equal, in angstrom: the noise of relaxed structures."""
+SHARE_TOLERANCE: Final = 1e-5
+"""Two shares of an element in a formula closer than this are equal."""
 _FINGERPRINT_TOLERANCE: Final = 2e-3
 _FREQUENCIES: Final = tuple(math.sqrt(p) for p in (2, 3, 5, 7))
 _SPECIES: Final = 128
@@ -47,6 +49,24 @@ def edges_occur(batch: Any, site_target: Tensor, species: Tensor) -> Tensor:
     source, target = batch.edge_index
     true = target * _SPECIES + batch.z[source]
     return _near(site_target[target] * _SPECIES + species[source], batch.edge_dist, true, batch.edge_dist)
+
+
+def elements_occur(crystal: Tensor, species: Tensor, share: Tensor, true_species: Tensor, true_share: Tensor) -> Tensor:
+    """Whether a false element, with its share, occurs in the true formula that has the place.
+
+    Args:
+        crystal: [N] formula of each site.
+        species: [N] false atomic numbers.
+        share: [N] false shares of the elements in their formula.
+        true_species: [N] true atomic numbers.
+        true_share: [N] true shares.
+
+    Returns:
+        [N] bool.
+    """
+    # Distances on the line are in units of the tolerance.
+    scale = DISTANCE_TOLERANCE / SHARE_TOLERANCE
+    return _near(crystal * _SPECIES + species, share * scale, crystal * _SPECIES + true_species, true_share * scale)
 
 
 def constituents_occur(

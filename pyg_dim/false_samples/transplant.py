@@ -7,8 +7,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from pyg_dim.data.keys import AMOUNT
 from pyg_dim.false_samples.corruption import Corruption, Kind, random_order, relabel
 from pyg_dim.false_samples.equality import edges_occur, environments, sites_occur
+from pyg_dim.false_samples.formulas import formula_kind
 
 DonorRule = Literal["matched", "any"]
 DONOR_RULES: Final = ("matched", "any")
@@ -102,6 +104,9 @@ def transplant(
     (the self pair of a polymorph, pairs of equal species of a composition sample) is masked, and so is an environment
     that occurs in the crystal it is scored against.
 
+    A batch of formulas has no geometry: every formula takes elements and amounts of another one, of as many elements
+    where there is one. It is a *composition* sample, and has no *polymorph*.
+
     Args:
         batch: crystal batch with its graph.
         kinds: which of the two to make.
@@ -112,19 +117,23 @@ def transplant(
         The corruption. In a batch of one crystal every sample is masked.
 
     Raises:
-        ValueError: unknown kind or donor rule.
+        ValueError: unknown kind or donor rule, or polymorphs of formulas.
 
     Source: Moran et al., Digital Discovery 2025, 4, 790, fig. 5 (kinds of false samples) and sec. 2.7 (composition).
     """
     if unknown := set(kinds) - set(TRANSPLANT_KINDS):
         raise ValueError(f"unknown kinds of transplants {sorted(unknown)}; known: {', '.join(TRANSPLANT_KINDS)}")
+    formulas = AMOUNT in batch
+    if formulas and "polymorph" in kinds:
+        raise ValueError("formulas have no geometry, and so no polymorphs: take the kind composition alone")
     crystal_donor = donor_crystals(batch.ptr.diff(), batch.max_sites, donors=donors, generator=generator)
     site_donor = donor_sites(batch, crystal_donor, generator=generator)
     false = relabel(batch, site_donor)
-    true_environment, environment = environments(batch, batch.z), environments(batch, false.z)
-
     # In a batch of one crystal it is its own donor, which makes no false sample of these kinds.
     foreign = (crystal_donor != torch.arange(crystal_donor.numel(), device=crystal_donor.device))[batch.batch]
+    if formulas:
+        return Corruption(false, (formula_kind("composition", batch, false, foreign),) if kinds else ())
+    true_environment, environment = environments(batch, batch.z), environments(batch, false.z)
 
     def kind(name: str, site_target: Tensor, crystal_target: Tensor) -> Kind:
         scored = crystal_target[batch.batch]

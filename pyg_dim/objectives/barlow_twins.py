@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyg_dim.data.keys import SPECIES_KEYS
+from pyg_dim.data.keys import AMOUNT, SPECIES_KEYS
 from pyg_dim.false_samples.corruption import random_order
 from pyg_dim.models.encoder import Encoder
 from pyg_dim.models.site_input import SiteInput
@@ -83,6 +83,9 @@ class BarlowTwins(nn.Module):
     but never all, so that a crystal of one site keeps its species, without which nothing would tell it from others. A
     hidden site has atomic number, features and oxidation state zero, which no element has.
 
+    Of a formula nothing is displaced, and :math:`\max(\lfloor \text{mask} \cdot n \rfloor, 1)` of its n elements are
+    hidden, as published: also the only one. Their amounts stay, which tell one element from another of the formula.
+
     Running statistics of batch norm are those of the crystals of the batch alone.
 
     Args:
@@ -136,23 +139,40 @@ class BarlowTwins(nn.Module):
             A copy of the batch with other positions, some species hidden, and the edges that the encoder wants for
             both; all else is shared.
         """
-        pos, crystal, ptr = batch.pos, batch.batch, batch.ptr
+        crystal, ptr = batch.batch, batch.ptr
         view = copy(batch)
-        noise = torch.randn(pos.shape, dtype=pos.dtype, device=pos.device, generator=generator)
-        view.pos = pos + self.displacement * noise
+        is_formula = AMOUNT in batch
+        if not is_formula:
+            pos = batch.pos
+            noise = torch.randn(pos.shape, dtype=pos.dtype, device=pos.device, generator=generator)
+            view.pos = pos + self.displacement * noise
         if self.mask:
             sites = ptr.diff()
-            hidden = torch.minimum((self.mask * sites).round().long().clamp(min=1), sites - 1)
+            hidden = (self.mask * sites).floor() if is_formula else (self.mask * sites).round()
+            hidden = torch.minimum(hidden.long().clamp(min=1), sites if is_formula else sites - 1)
             # In this order the sites of a crystal lie side by side, shuffled: the first ones of each are hidden.
             order = random_order(crystal, generator)
             place = torch.arange(crystal.numel(), device=crystal.device) - ptr[crystal]
             is_hidden = torch.zeros_like(crystal, dtype=torch.bool).index_copy(0, order, place < hidden[crystal])
             for key in SPECIES_KEYS:
-                if (values := batch.get(key)) is not None:
+                if key != AMOUNT and (values := batch.get(key)) is not None:
                     view[key] = values.masked_fill(is_hidden.view(-1, *[1] * (values.dim() - 1)), 0)
+        if is_formula:
+            return view  # whose graph depends on the number of elements alone
         # The graph comes last: classes of equal sites depend on the species, too.
-        with torch.autocast(pos.device.type, enabled=False):
+        with torch.autocast(crystal.device.type, enabled=False):
             return self.encoder.graph(view)
+
+    def project(self, batch: Any) -> Tensor:
+        """The vectors that are compared.
+
+        Args:
+            batch: crystal batch with its graph, or another view of one.
+
+        Returns:
+            [B, D], a linear map of :meth:`Encoder.activated`.
+        """
+        return self.projector(self.encoder.activated(self.encoder(batch)))
 
     def forward(self, batch: Any, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of a batch.
@@ -173,10 +193,10 @@ class BarlowTwins(nn.Module):
                 f"Barlow Twins displaces the sites of crystals: it needs a batch of CrystalLoader, not a "
                 f"{type(batch).__name__}"
             )
-        z1 = self.projector(self.encoder(batch))
+        z1 = self.project(batch)
         view = self.distorted(batch, generator)
         with frozen_buffers(self.encoder):
-            z2 = self.projector(self.encoder(view))
+            z2 = self.project(view)
         total, on_diagonal, off_diagonal = (loss / self.channels for loss in barlow_twins_loss(z1, z2, self.lambd))
         return {
             "total": total,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from pyg_dim.data.keys import AMOUNT
 from pyg_dim.false_samples.corruption import Corruption
 from pyg_dim.false_samples.permutation import permutation
 from pyg_dim.false_samples.transplant import DONOR_RULES, TRANSPLANT_KINDS, DonorRule, transplant
@@ -18,6 +19,8 @@ from pyg_dim.tape import FalseSample, RecordKey, Tape, record
 
 DEFAULT_KINDS: Final = ("other", "composition", "polymorph", "permutation")
 KINDS: Final = (*DEFAULT_KINDS, "unconnected")
+STRUCTURE_KINDS: Final = ("polymorph",)
+"""Kinds that formulas do not have."""
 
 
 @contextmanager
@@ -126,7 +129,8 @@ class DeepInfoMax(nn.Module):
             A corruption for each pass that the kinds need.
         """
         made = []
-        if kinds := tuple(kind for kind in TRANSPLANT_KINDS if kind in self.kinds):
+        absent = STRUCTURE_KINDS if AMOUNT in batch else ()
+        if kinds := tuple(kind for kind in TRANSPLANT_KINDS if kind in self.kinds and kind not in absent):
             made.append(transplant(batch, kinds=kinds, donors=self.donors, generator=generator))
         if "permutation" in self.kinds:
             made.append(permutation(batch, generator=generator))
@@ -144,8 +148,8 @@ class DeepInfoMax(nn.Module):
             that has no meaning at a level is not listed there.
 
         Raises:
-            ValueError: the encoder holds no level, the batch is none of crystals, or a corrupted pass does not line up
-                with the true one; the message names the level.
+            ValueError: the encoder holds no level, the batch is none of crystals, formulas have none of the kinds, or a
+                corrupted pass does not line up with the true one; the message names the level.
         """
         passes = [kind for kind in self.kinds if kind not in RECORD_KINDS]
         if passes and not hasattr(batch, "max_sites"):
@@ -153,6 +157,8 @@ class DeepInfoMax(nn.Module):
                 f"the kinds {', '.join(passes)} put other species on the geometry of crystals: they need a batch of "
                 f"CrystalLoader, not a {type(batch).__name__}; {', '.join(RECORD_KINDS)} work for any graphs"
             )
+        if AMOUNT in batch and set(self.kinds) <= set(STRUCTURE_KINDS):
+            raise ValueError(f"formulas have no false samples of the kind {', '.join(self.kinds)}: take 'other', too")
         with record(self.encoder, batch, isolate=self.isolate) as tape:
             self.encoder(batch)
         false: defaultdict[RecordKey, list[FalseSample]] = defaultdict(list)

@@ -22,7 +22,7 @@ from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.loader import CrystalLoader
 from pyg_dim.models.encoder import READOUTS, Encoder, Readout
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
-from pyg_dim.objectives.supervised import Supervised
+from pyg_dim.objectives.supervised import Head, LabelLoss, Supervised
 from pyg_dim.training.loaders import EpochBatches
 
 PREDICT_SITES: Final = 1200
@@ -48,7 +48,9 @@ class FineTuneOptions:
             in; 0 for none. Its levels are isolated, as in pre-training.
         dim_decay: factor of that weight from one epoch to the next; below a hundredth of the first one it is left out.
         readout: what the head sees, "global" or "full"; see :meth:`pyg_dim.models.Encoder.readout`.
-        head_channels: width of the hidden layer of the head.
+        loss: on normalised labels, "l1", "mse" or "robust_l1"; early stopping goes by the mean absolute error.
+        head: "hidden" or "residual", see :class:`~pyg_dim.objectives.Supervised`.
+        head_channels: width of the last hidden layer of the head.
         log_target: learn the logarithm of the label: for positive labels that spread over orders of magnitude.
 
     Raises:
@@ -66,6 +68,8 @@ class FineTuneOptions:
     dim_weight: float = 0.0
     dim_decay: float = 0.8
     readout: Readout = "global"
+    loss: LabelLoss = "l1"
+    head: Head = "hidden"
     head_channels: int = 64
     log_target: bool = False
 
@@ -161,7 +165,7 @@ def fine_tune(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _quiet():
         torch.manual_seed(seed)
         objective = Supervised(
-            deepcopy(encoder), [target], head_channels=options.head_channels, readout=options.readout
+            deepcopy(encoder), [target], options.loss, options.head_channels, options.readout, options.head
         )
         objective.fit_labels(dataset.target(target)[training, None].cpu())
         objective.to(device, dataset.pos.dtype)

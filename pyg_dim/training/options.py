@@ -11,7 +11,7 @@ from pyg_dim.data.fingerprints import FINGERPRINTS
 from pyg_dim.false_samples.transplant import DonorRule
 from pyg_dim.models.encoder import Readout
 from pyg_dim.objectives.deep_infomax import DEFAULT_KINDS, KINDS
-from pyg_dim.objectives.supervised import LabelLoss
+from pyg_dim.objectives.supervised import Head, LabelLoss
 from pyg_dim.training.devices import Accelerator
 from pyg_dim.training.schedules import Schedule
 
@@ -127,8 +127,11 @@ class TrainOptions:
     teacher_atoms: Annotated[
         str | None, "distillation: atom vectors of a Crystal Twins teacher, atom_init.json or .npz"
     ] = None
-    loss: Annotated[LabelLoss, "supervised: mean absolute or mean squared error"] = "l1"
-    head_channels: Annotated[int, "supervised: width of the hidden layer of the head"] = 64
+    loss: Annotated[
+        LabelLoss, "supervised: mean absolute or mean squared error, or robust_l1 with a deviation for each prediction"
+    ] = "l1"
+    head: Annotated[Head, "supervised: head with one hidden layer, or with two residual layers (as Roost)"] = "hidden"
+    head_channels: Annotated[int, "supervised: width of the last hidden layer of the head"] = 64
     encoder: Annotated[dict[str, Any], "options of the architecture"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

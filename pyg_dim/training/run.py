@@ -264,7 +264,9 @@ def _summarise(
         return None
     trained = module.encoder
     before = models.build(trained.name, **trained.config)
-    before.load_state_dict(untrained)
+    # Vectors of the elements that a checkpoint brought are no part of what is trained.
+    given = {name: value for name, value in trained.named_buffers() if untrained[name].isnan().any()}
+    before.load_state_dict(untrained | given)
     before.to(next(trained.parameters()).dtype)
     before.set_kernels(trained.kernels)
     return summarise(

@@ -16,6 +16,7 @@ from pyg_dim.data import CrystalDataset, load_dataset
 from pyg_dim.data.fingerprints import fingerprint_table
 from pyg_dim.data.splits import SPLIT_RULES, given_parts, split
 from pyg_dim.objectives import BarlowTwins, Combined, DeepInfoMax, Distillation, Fingerprint, Supervised
+from pyg_dim.objectives.deep_infomax import STRUCTURE_KINDS
 from pyg_dim.training.checkpoints import changed_options, load_encoder_state, read_checkpoint
 from pyg_dim.training.devices import compile_fault
 from pyg_dim.training.options import TrainOptions
@@ -51,7 +52,9 @@ class RunData:
             checksum of the crystals, the labels of the targets and the parts. It is the same in 32 and 64 bit numbers.
         """
         dataset = self.dataset
-        geometry = (dataset.pos.float(), dataset.cell.float(), dataset.oxidation.float())
+        geometry = [dataset.pos.float(), dataset.cell.float(), dataset.oxidation.float()]
+        if dataset.amount is not None:
+            geometry = [dataset.amount.float()]
         labels = [dataset.target(name) for name in targets]
         checksum = 0
         for part in (dataset.z, dataset.ptr, *geometry, *labels, self.train, self.val):
@@ -86,6 +89,12 @@ def prepare_data(options: TrainOptions) -> RunData:
     """
     dtype = torch.float64 if options.precision == "64" else torch.float32
     dataset = load_dataset(options.data, max_sites=options.max_sites, oxidation=options.oxidation, dtype=dtype)
+    if dataset.amount is not None and models.MODELS[options.model].needs_structure:
+        without = ", ".join(name for name, model in models.MODELS.items() if not model.needs_structure)
+        raise ValueError(
+            f"{options.data} holds formulas, and --model {options.model} needs structures: use --model {without}, or "
+            "data with a column of CIFs"
+        )
     labels = [dataset.target(name) for name in options.targets]
     for name, label in zip(options.targets, labels, strict=True):
         if not label.isfinite().any():
@@ -209,6 +218,10 @@ def prepare_objective(options: TrainOptions, encoder: models.Encoder, data: RunD
 
 
 def _deep_infomax(options: TrainOptions, encoder: models.Encoder, _: RunData) -> nn.Module:
+    if not encoder.needs_structure and (lost := [kind for kind in options.false_kinds if kind in STRUCTURE_KINDS]):
+        if len(lost) == len(options.false_kinds):
+            raise ValueError(f"--kinds {','.join(lost)} needs structures, which {encoder.name} does not see: add other")
+        _logger.info("false samples that need structures, which %s does not see: left out: %s", encoder.name, *lost)
     return DeepInfoMax(
         encoder, options.false_kinds, options.alpha, options.beta, isolate=options.isolate, donors=options.donors
     )
@@ -231,11 +244,13 @@ def _distillation(_: TrainOptions, encoder: models.Encoder, data: RunData) -> nn
 
 
 def _barlow_twins(options: TrainOptions, encoder: models.Encoder, _: RunData) -> nn.Module:
+    if not encoder.needs_structure and options.displacement != TrainOptions.displacement:
+        raise ValueError(f"--displacement moves sites, and {encoder.name} sees none: leave it out")
     return BarlowTwins(encoder, options.barlow_channels, mask=options.mask, displacement=options.displacement)
 
 
 def _supervised(options: TrainOptions, encoder: models.Encoder, data: RunData) -> nn.Module:
-    objective = Supervised(encoder, options.targets, options.loss, options.head_channels)
+    objective = Supervised(encoder, options.targets, options.loss, options.head_channels, head=options.head)
     labels = [data.dataset.target(name)[data.train] for name in options.targets]
     objective.fit_labels(torch.stack(labels, dim=1))
     return objective
