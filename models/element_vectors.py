@@ -23,9 +23,9 @@ class ElementVectors(nn.Module):
     """A vector for each element; that of a hidden one (atomic number 0) is zero.
 
     Args:
-        elements: "learned"; "one_hot"; "magpie" (the 22 properties of Magpie, each of mean zero and unit spread over the
-            elements); the path of a file (see :func:`read_element_vectors`); or "table", vectors that are NaN until the
-            state of another encoder fills them.
+        elements: "learned"; "one_hot"; "magpie" (the 22 properties of Magpie, each of mean zero and unit spread over
+            the elements); the path of a file (see :func:`read_element_vectors`); or "table", vectors that are NaN until
+            the state of another encoder fills them.
         channels: length of the vectors where ``elements`` does not tell.
 
     Attributes:

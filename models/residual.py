@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(pairwise(widths))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in steps)
         self.around = nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in steps)
 

@@ -25,14 +25,15 @@ class Roost(Encoder):
     r"""Roost with a level of Deep InfoMax for each message layer and one for the formula.
 
     A node is an element of a formula, with its fraction :math:`w_i`. It starts from :math:`h_i = [W x_i + b, w_i]` with
-    the vector x of its element. Each message layer adds what :class:`~pyg_dim.models.weighted_attention.WeightedAttention`
-    makes of the pairs :math:`[h_i, h_j]` with all elements j of the formula, i too, weighted by :math:`w_j`, as the mean
-    over heads. The nodes are pooled in the same way, and a residual network (the trunk) leads to the global
-    representation: the output of its last layer, without the ReLU that heads put on it (:meth:`activated`).
+    the vector x of its element. Each message layer adds what a
+    :class:`~pyg_dim.models.weighted_attention.WeightedAttention` makes of the pairs :math:`[h_i, h_j]` with all elements
+    j of the formula, i too, weighted by :math:`w_j`, as the mean over heads. The nodes are pooled in the same way, and a
+    residual network (the trunk) leads to the global representation: the output of its last layer, without the ReLU that
+    heads put on it (:meth:`activated`).
 
     Level of a message layer: constituents are the nodes before it, with their fractions; z is the node after it. Global
-    level: constituents are the nodes after the last layer; z is the output of the trunk. Constituents have the fractions
-    as weights.
+    level: constituents are the nodes after the last layer; z is the output of the trunk. The fractions are the weights
+    of the constituents.
 
     Crystals are taken as well: the graph counts their elements.
 
@@ -55,8 +56,8 @@ class Roost(Encoder):
         FileNotFoundError: no such file of vectors.
         ValueError: an argument out of range, or a file that is no table of elements.
 
-    Source: Goodall and Lee, Nat. Commun. 2020, 11, 6280; sizes as in Huang, Magar, Barati Farimani, J. Chem. Inf. Model.
-    2024, 64, 627 (their program).
+    Source: Goodall and Lee, Nat. Commun. 2020, 11, 6280; sizes as in the program of Huang, Magar, Barati Farimani,
+    J. Chem. Inf. Model. 2024, 64, 627.
     """
 
     name: ClassVar[str] = "roost"
@@ -80,8 +81,10 @@ class Roost(Encoder):
     ) -> None:
         super().__init__()
         trunk = list(trunk)
-        sizes = {"layers": layers, "heads": heads, "hidden_channels": hidden_channels, "element_channels": element_channels,
-                 "crystal_channels": crystal_channels, "every width of trunk": min(trunk, default=0)}  # fmt: skip
+        sizes = {
+            "layers": layers, "heads": heads, "hidden_channels": hidden_channels, "element_channels": element_channels,
+            "crystal_channels": crystal_channels, "every width of trunk": min(trunk, default=0),
+        }  # fmt: skip
         for argument, value in (sizes | {"site_channels": site_channels}).items():
             least = 2 if argument == "site_channels" else 1
             if value < least:

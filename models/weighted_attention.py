@@ -22,9 +22,9 @@ class WeightedAttention(nn.Module):
     .. math:: a_r = \frac{w_r^p\, e^{s(z_r) - \max s}}{\sum_r w_r^p\, e^{s(z_r) - \max s} + 10^{-10}}, \qquad
               \sum_r a_r\, g(z_r)
 
-    Its gate s and its message g have one hidden layer with a leaky ReLU (slope 0.01) each, its exponent p is learned and
-    starts from a standard normal number. The last layer of a message is linear, so that it acts once on the sum of a
-    set, :math:`\sum_r a_r (W h_r + b) = W \sum_r a_r h_r + b \sum_r a_r`, not once on each member.
+    Its gate s and its message g have one hidden layer with a leaky ReLU (slope 0.01) each, its exponent p is learned
+    and starts from a standard normal number. The last layer of a message is linear, so that it acts once on the sum of
+    a set, :math:`\sum_r a_r (W h_r + b) = W \sum_r a_r h_r + b \sum_r a_r`, not once on each member.
 
     Args:
         in_channels: width of z.

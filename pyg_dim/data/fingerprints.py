@@ -13,7 +13,7 @@ from pyg_dim.data.magpie import magpie_features
 from pyg_dim.data.radial import radial_fingerprint
 
 _KINDS: Final[dict[str, Callable[[CrystalDataset], Tensor]]] = {
-    "magpie": lambda dataset: magpie_features(dataset.z, dataset.ptr),
+    "magpie": lambda dataset: magpie_features(dataset.z, dataset.ptr, dataset.amount),
     "radial": lambda dataset: radial_fingerprint(dataset.z, dataset.pos, dataset.cell, dataset.ptr),
 }
 
@@ -34,11 +34,13 @@ def fingerprint_table(dataset: CrystalDataset, kinds: Sequence[str]) -> Tensor:
         [n, F] float64 on the device of the data set, the columns of the kinds one after the other, in their own units.
 
     Raises:
-        ValueError: an unknown kind, none, or one given twice.
+        ValueError: an unknown kind, none, or one given twice; "radial" of formulas.
     """
     kinds = list(kinds)
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise ValueError(f"unknown fingerprint {unknown[0]!r}; known: {', '.join(FINGERPRINTS)}")
     if not kinds or len(set(kinds)) < len(kinds):
         raise ValueError(f"fingerprints are needed, each once, of {', '.join(FINGERPRINTS)}; got {kinds}")
+    if dataset.amount is not None and "radial" in kinds:
+        raise ValueError("formulas have no structure, and so no fingerprint 'radial': take 'magpie' alone")
     return torch.cat([_KINDS[kind](dataset) for kind in kinds], dim=1)

@@ -25,6 +25,8 @@ ISOTOPE: Final = "isotope of hydrogen, write H"
 NEGATIVE: Final = "negative amount"
 ZERO: Final = "amount of zero"
 NOT_FINITE: Final = "amount that is not finite"
+OUT_OF_RANGE: Final = "amount below 1e-8 or above 1e6"
+"""Such amounts are slips of the pen, and their shares are lost in single precision."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Formulas:
 def parse_formulas(texts: Sequence[str | None]) -> Formulas:
     """Read formulas: symbols of elements with amounts, which may be fractions, and nested brackets with a factor.
 
-    ``Fe2O3``, ``Hg0.7Cd0.3Te``, ``Ca(Ti0.5(Zr)0.5)O3``; blanks count for nothing, and an element may come several times.
+    ``Fe2O3``, ``Hg0.7Cd0.3Te``, ``Ca(Ti0.5(Zr)0.5)O3``; blanks count for nothing, an element may come several times.
 
     Args:
         texts: n formulas.
@@ -73,7 +75,12 @@ def parse_formulas(texts: Sequence[str | None]) -> Formulas:
     z = np.fromiter((numbers.get(symbol, 0) for symbol, _ in found), np.int64, len(found))
     amount = np.fromiter((float(text) if text else 1.0 for _, text in found), np.float64, len(found))
     row = np.repeat(np.arange(len(texts)), counts)
-    for bad, reason in ((z == 0, UNKNOWN), (amount == 0, ZERO), (~np.isfinite(amount), NOT_FINITE)):
+    for bad, reason in (
+        (z == 0, UNKNOWN),
+        (amount == 0, ZERO),
+        (~np.isfinite(amount), NOT_FINITE),
+        ((amount < 1e-8) | (amount > 1e6), OUT_OF_RANGE),
+    ):
         for k in np.flatnonzero(bad).tolist():
             kind = ISOTOPE if reason == UNKNOWN and found[k][0] in _ISOTOPES else reason
             faults.setdefault(int(row[k]), (kind, f"{found[k][0]} in {texts[row[k]]}"))

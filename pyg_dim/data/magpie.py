@@ -44,6 +44,10 @@ MAGPIE_PROPERTIES: Final = (
 )
 """Properties of the elements, by the names and in the units of matminer's Magpie table (see the head of the file)."""
 
+_PARTS: Final = 1e8
+"""Parts of a site in which amounts are counted where they are not whole: matminer takes smaller charges for zero."""
+_CHUNK: Final = 50_000
+"""Crystals whose charges are balanced in one go."""
 _NORMS: Final = (0, 2, 3, 5, 7, 10)
 _STATISTICS: Final = ("minimum", "maximum", "range", "mean", "avg_dev", "mode")
 _ORBITALS: Final = ("s", "p", "d", "f")
@@ -109,8 +113,8 @@ class _Elements(NamedTuple):
     """[E] crystal of each entry."""
     z: Tensor
     """[E] atomic number."""
-    sites: Tensor
-    """[E] sites of this element in its crystal."""
+    amount: Tensor
+    """[E] float64, sites of this element in its crystal, or its amount in a formula."""
     number: Tensor
     """[n] elements of each crystal."""
 
@@ -125,7 +129,7 @@ class _Elements(NamedTuple):
         return into.scatter_reduce(0, self.crystal[:, None].expand_as(values), values, how, include_self=False)
 
 
-def magpie_features(z: Tensor, ptr: Tensor) -> Tensor:
+def magpie_features(z: Tensor, ptr: Tensor, amount: Tensor | None = None) -> Tensor:
     """The 145 features of Magpie: of stoichiometry, properties of the elements, valence orbitals and ionic character.
 
     With f the fractions of a crystal's elements and v a property of theirs:
@@ -144,6 +148,8 @@ def magpie_features(z: Tensor, ptr: Tensor) -> Tensor:
     Args:
         z: [N] int64, atomic numbers from 1 to 103.
         ptr: [n + 1] int64, first site of each of n crystals, then N; a crystal has one site at least.
+        amount: [N] float, how much of its element each site stands for, from 1e-8 to 1e6: the elements of formulas; 1
+            each where None.
 
     Returns:
         [n, 145] float64 on the device of ``z``, columns as in :data:`MAGPIE_NAMES`.
@@ -154,10 +160,12 @@ def magpie_features(z: Tensor, ptr: Tensor) -> Tensor:
     table = _Table(*(values.to(z.device) for values in _table()))
     # Sorted by crystal, then by element.
     key = torch.repeat_interleave(num_sites, output_size=z.numel()) * (MAX_Z + 1) + z
-    entries, sites = torch.unique(key, return_counts=True)
+    entries, place = torch.unique(key, return_inverse=True)
     crystal = entries // (MAX_Z + 1)
+    each = torch.ones_like(key) if amount is None else amount
+    sites = torch.zeros(entries.shape, dtype=torch.float64, device=z.device).index_add(0, place, each.double())
     elements = _Elements(crystal, entries % (MAX_Z + 1), sites, torch.bincount(crystal, minlength=num_sites.numel()))
-    fraction = sites.double() / num_sites[crystal]
+    fraction = sites / elements.reduce(sites[:, None], "sum")[crystal, 0]
 
     norms = [elements.reduce(fraction[:, None] ** p, "sum") ** (1 / p) for p in _NORMS[1:]]
     values = table.properties[elements.z]
@@ -189,13 +197,31 @@ def _ionic_character(elements: _Elements, fraction: Tensor, electronegativity: T
 
 def _balances(elements: _Elements, table: _Table) -> Tensor:
     """[n] bool: whether some choice of one oxidation state for each element adds up to zero; elements always do."""
+    found = []
+    for start in range(0, elements.number.numel(), _CHUNK):
+        here = (elements.crystal >= start) & (elements.crystal < start + _CHUNK)
+        found.append(
+            _chunk_balances(
+                _Elements(
+                    elements.crystal[here] - start, elements.z[here], elements.amount[here],
+                    elements.number[start : start + _CHUNK],
+                ),
+                table,
+            )
+        )  # fmt: skip
+    return torch.cat(found)
+
+
+def _chunk_balances(elements: _Elements, table: _Table) -> Tensor:
     n = elements.number.numel()
+    # Charges are whole numbers, exact; those of amounts that are not whole are counted in parts, and may be one off.
+    broken = elements.reduce((elements.amount != elements.amount.round()).double()[:, None], "amax")[:, 0] > 0
+    units = (elements.amount * torch.where(broken, _PARTS, 1.0)[elements.crystal]).round().long()
     width = int(elements.number.max())
     place = torch.arange(elements.z.numel(), device=elements.z.device) - elements.first[elements.crystal]
     # [place, crystal], padded with zero sites of no element.
     z, sites = (
-        values.new_zeros(width, n).index_put((place, elements.crystal), values)
-        for values in (elements.z, elements.sites)
+        values.new_zeros(width, n).index_put((place, elements.crystal), values) for values in (elements.z, units)
     )
     bound = int(table.states.abs().max() * sites.sum(0).max())
     # Charges that can be reached with the elements so far, each once; a crystal without any has an element without
@@ -211,7 +237,7 @@ def _balances(elements: _Elements, table: _Table) -> Tensor:
         reached = torch.unique(crystal * (2 * bound + 1) + charge + bound)
         crystal, charge = reached // (2 * bound + 1), reached % (2 * bound + 1) - bound
     possible = elements.number == 1
-    return possible.index_fill(0, crystal[charge == 0], True)
+    return possible.index_fill(0, crystal[charge.abs() <= broken[crystal]], True)
 
 
 def write_magpie_table(path: str | Path) -> None:

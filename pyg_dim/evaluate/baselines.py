@@ -136,7 +136,8 @@ def descriptor_table(
 
     Raises:
         ValueError: If there is no such descriptor, ``rows`` is empty, ``workers`` is below 1, matminer is not installed
-            and something has to be computed, or the file holds something else.
+            and something has to be computed, the file holds something else, or a descriptor of structures is asked of
+            formulas.
     """
     if name not in DESCRIPTORS:
         raise ValueError(f"no descriptor {name!r}; there are {', '.join(DESCRIPTORS)}")
@@ -147,7 +148,9 @@ def descriptor_table(
     dataset, rows = dataset.to("cpu"), rows.cpu()
     if name == "magpie":
         index, ptr = dataset.sites(rows)
-        return magpie_features(dataset.z[index], ptr), rows
+        return magpie_features(dataset.z[index], ptr, None if dataset.amount is None else dataset.amount[index]), rows
+    if dataset.amount is not None:
+        raise ValueError(f"the descriptor {name} needs structures, and these are formulas: take magpie")
     crystals = [_crystal(dataset, row) for row in rows.tolist()]
     ids = dataset.ids.take(pa.array(rows.numpy())).to_pylist()
     keys = list(zip(ids, map(_checksum, crystals), strict=True))

@@ -50,12 +50,13 @@ def chemical_families(dataset: CrystalDataset) -> list[str]:
     for number, members in enumerate((_OXYGEN, _HALOGENS, _CHALCOGENS, _PNICTOGENS, _HYDROGEN, _LIGHT)):
         group[list(members)] = number
     group[list(_NOBLE_GASES)] = noble
-    counts = torch.zeros(len(dataset), 8, dtype=torch.long)
-    counts.index_put_((crystal_of_site(dataset), group[dataset.z]), torch.ones_like(dataset.z), accumulate=True)
+    amount = torch.ones_like(dataset.z) if dataset.amount is None else dataset.amount
+    counts = torch.zeros(len(dataset), 8, dtype=torch.float64)
+    counts.index_put_((crystal_of_site(dataset), group[dataset.z]), amount.double(), accumulate=True)
 
     anions = counts[:, :4]
-    # torch.argmax does not say which of several maxima it returns: the column breaks the tie.
-    most = (anions * 4 - torch.arange(4)).argmax(dim=1)
+    # torch.argmax does not say which of several maxima it returns: of those there are, the first.
+    most = (anions == anions.amax(dim=1, keepdim=True)).int().mul(torch.arange(4, 0, -1)).argmax(dim=1)
     family = torch.full((len(dataset),), FAMILIES.index("intermetallic"))
     family[counts[:, 5] > 0] = FAMILIES.index("carbide, silicide or boride")
     family[counts[:, 4] > 0] = FAMILIES.index("hydride")

@@ -32,11 +32,15 @@ def intrinsic_targets(dataset: CrystalDataset) -> dict[str, Tensor]:
         dataset: The crystals.
 
     Returns:
-        The three properties by name, [crystals] float64 each.
+        The three properties by name, [crystals] float64 each; of formulas the mean electronegativity alone.
     """
+    electronegativity = element_property("electronegativity", dataset.z)
+    if dataset.amount is not None:
+        amount = dataset.amount.double()
+        mean = _sum_over_sites(dataset, amount * electronegativity) / _sum_over_sites(dataset, amount)
+        return {ELECTRONEGATIVITY: mean}
     volume = torch.linalg.det(dataset.cell.double()).abs()
     mass = element_property("atomic_weight", dataset.z)
-    electronegativity = element_property("electronegativity", dataset.z)
     spheres = 4 / 3 * math.pi * element_property("atomic_radius", dataset.z) ** 3
     return {
         DENSITY: GRAM_PER_CM3 * _sum_over_sites(dataset, mass) / volume,

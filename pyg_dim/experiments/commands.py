@@ -327,7 +327,8 @@ def _settings(task: Task, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
     """What the rows of a table depend on beside their keys."""
     data, parts = task.dataset, 0
     rows = [part for fold in task.folds for part in fold]
-    for values in (data.z, data.ptr, data.pos, data.cell, data.target(task.target), *rows):
+    made_of = (data.pos, data.cell) if data.amount is None else (data.amount,)
+    for values in (data.z, data.ptr, *made_of, data.target(task.target), *rows):
         parts = zlib.crc32(values.contiguous().numpy().data, parts)
     about = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
     return about | {"target": task.target, "seed": task.seed, "crystals, labels and parts": f"{parts:08x}"}

@@ -78,7 +78,7 @@ def readout_features(
         encoder.require_readout(kind)
         vectors = parts[kind].numpy()
         if appended:
-            vectors = np.concatenate([vectors, magpie_features(subset.z, subset.ptr).numpy()], axis=1)
+            vectors = np.concatenate([vectors, magpie_features(subset.z, subset.ptr, subset.amount).numpy()], axis=1)
         found[name] = spread(vectors, rows, len(dataset))
     return found
 

@@ -15,7 +15,7 @@ from pyg_dim.rows import group_share
 def formula_kind(name: str, batch: Any, false: Any, foreign: Tensor | None = None, *, sites: bool = True) -> Kind:
     """False formulas scored against the true ones whose place they take.
 
-    An element is masked where it occurs in the true formula with the same share, and at crystal levels a formula that is
+    An element is masked where it occurs in the true formula with the same share; at crystal levels, a formula that is
     the true one: all of its elements occur.
 
     Args:

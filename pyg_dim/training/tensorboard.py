@@ -206,8 +206,8 @@ def chemistry_metadata(dataset: CrystalDataset) -> tuple[list[str], list[list[st
         "formula": [dataset.formula(row) for row in range(len(dataset))],
         "elements": [str(count) for count in element_count(dataset).tolist()],
         "family": chemical_families(dataset),
-        _with_unit(ELECTRONEGATIVITY): _texts(numbers[ELECTRONEGATIVITY]),
-        _with_unit(DENSITY): _texts(numbers[DENSITY]),
+        # Formulas have no density.
+        **{_with_unit(name): _texts(numbers[name]) for name in (ELECTRONEGATIVITY, DENSITY) if name in numbers},
     }
     columns |= {_one_line(_with_unit(name)): _texts(values) for name, values in dataset.labels.items()}
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]

@@ -223,7 +223,7 @@ def test_a_whole_step_of_barlow_twins() -> None:
 
 
 def test_masks_are_drawn_as_published() -> None:
-    stored, objective, batch = ssl_step()
+    _, objective, batch = ssl_step()
     view = objective.distorted(batch, torch.Generator().manual_seed(0))
     assert torch.bincount(batch.batch[view.z == 0]).tolist() == [1] * 16  # also in Fe
     assert view.amount is batch.amount
