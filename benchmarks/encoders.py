@@ -133,7 +133,7 @@ def programs(
     served = calls if type(encoder).set_kernels is not Encoder.set_kernels else {"Deep InfoMax": pretrain}
     found |= {f"{title}, kernels": switched(call, True) for title, call in served.items()}
 
-    width = [f"{batch.z.numel() / len(dataset):.1f} sites", f"{batch.edge_dist.numel() / len(dataset):.0f} edges"]
+    width = [f"{batch.z.numel() / len(dataset):.1f} sites", f"{batch.edge_index.size(1) / len(dataset):.0f} edges"]
     width += [f"{batch.line_cos.numel() / len(dataset):.0f} angles"] if "line_cos" in batch else []
     count = sum(p.numel() for p in own) - sum(p.numel() for p in head.parameters())
     return found, f"{count} parameters without levels; {len(dataset)} crystals of {', '.join(width)}"

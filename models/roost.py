@@ -26,10 +26,10 @@ class Roost(Encoder):
 
     A node is an element of a formula, with its fraction :math:`w_i`. It starts from :math:`h_i = [W x_i + b, w_i]` with
     the vector x of its element. Each message layer adds what a
-    :class:`~pyg_dim.models.weighted_attention.WeightedAttention` makes of the pairs :math:`[h_i, h_j]` with all elements
-    j of the formula, i too, weighted by :math:`w_j`, as the mean over heads. The nodes are pooled in the same way, and a
-    residual network (the trunk) leads to the global representation: the output of its last layer, without the ReLU that
-    heads put on it (:meth:`activated`).
+    :class:`~pyg_dim.models.weighted_attention.WeightedAttention` makes of the pairs :math:`[h_i, h_j]` with all
+    elements j of the formula, i too, weighted by :math:`w_j`, as the mean over heads. The nodes are pooled in the same
+    way, and a residual network (the trunk) leads to the global representation: the output of its last layer, without
+    the ReLU that heads put on it (:meth:`activated`).
 
     Level of a message layer: constituents are the nodes before it, with their fractions; z is the node after it. Global
     level: constituents are the nodes after the last layer; z is the output of the trunk. The fractions are the weights

@@ -26,6 +26,8 @@ SMALL = {
                "convolution_hidden": [10, 11], "crystal_channels": 12},
     "alignn": {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 8, "embedding_channels": 7,
                "crystal_channels": 12, "edge_gaussians": 20, "angle_gaussians": 10, "k": 6},
+    "roost": {"site_channels": 8, "layers": 2, "heads": 2, "hidden_channels": 9, "trunk": [16, 12],
+              "crystal_channels": 10, "element_channels": 7},
 }  # fmt: skip
 
 

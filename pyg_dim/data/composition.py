@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pyg_dim.data.dataset import CrystalDataset
 
 
-_FRACTION_STEPS = 10**8
-"""Fractions that differ by less than one of so many parts, about, are those of the same composition."""
+_FRACTION_STEPS = 10**6
+"""Fractions are compared in so many parts: amounts may be in single precision."""
 
 
 def reduced_formula(z: Tensor, amount: Tensor | None = None) -> str:

@@ -32,6 +32,7 @@ from pyg_dim.experiments.study import SplitName, Study
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
 from pyg_dim.experiments.transferring import RANDOM, Start
+from pyg_dim.objectives.supervised import HEADS, LABEL_LOSSES
 from pyg_dim.training.checkpoints import LAST, SECTION, read_checkpoint
 from pyg_dim.training.finetune import FineTuneOptions
 from pyg_dim.training.options import TrainOptions
@@ -215,7 +216,9 @@ _HELP = {
     "dim_weight": "weight of the Deep InfoMax loss that is kept on at first; 0 for none",
     "dim_decay": "factor of that weight from one epoch to the next",
     "readout": "what the head sees: global or full",
-    "head_channels": "width of the hidden layer of the head",
+    "loss": f"loss on the labels: {', '.join(LABEL_LOSSES)}",
+    "head": f"head: {', '.join(HEADS)} (one hidden layer, or two residual layers as Roost)",
+    "head_channels": "width of the last hidden layer of the head",
     "log_target": "learn the logarithm of the label",
 }
 

@@ -22,7 +22,7 @@ from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.loader import CrystalLoader
 from pyg_dim.models.encoder import READOUTS, Encoder, Readout
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
-from pyg_dim.objectives.supervised import Head, LabelLoss, Supervised
+from pyg_dim.objectives.supervised import HEADS, LABEL_LOSSES, Head, LabelLoss, Supervised
 from pyg_dim.training.loaders import EpochBatches
 
 PREDICT_SITES: Final = 1200
@@ -89,8 +89,9 @@ class FineTuneOptions:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         if not 0 < self.dim_decay <= 1:
             raise ValueError(f"dim_decay must lie in (0, 1], not {self.dim_decay}")
-        if self.readout not in READOUTS:
-            raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
+        for name, known in (("readout", READOUTS), ("loss", LABEL_LOSSES), ("head", HEADS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

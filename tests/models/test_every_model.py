@@ -35,6 +35,10 @@ class Case:
         any_cell: whether its graph does not depend on the choice of cell.
         supercells: crystals of which a supercell has the same representation.
         silent: patterns of the parameters that Deep InfoMax gives no gradient, each with the reason.
+        absent: kinds of false samples that it does not have, each with the reason.
+        formulas: whether it sees formulas alone, so that its local representations are of elements, not of sites, and
+            crystals of one formula have the same.
+        channels: length of its representation at the defaults.
     """
 
     options: dict[str, Any]
@@ -42,6 +46,9 @@ class Case:
     any_cell: bool = True
     supercells: tuple[str, ...] = tuple(NAMES)
     silent: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    formulas: bool = False
+    channels: int = 128
 
 
 CASES = {
@@ -71,6 +78,14 @@ CASES = {
         silent={r"embed_\w+(\.\d)?\.linear\.bias|.*\.own\.bias": "batch norm takes the mean away"},
         # The published line graph joins no edge to itself, though an edge to an image of its own site goes on straight.
         supercells=("NaCl", "CaTiO3", "TiO2", "triclinic"),
+    ),
+    "roost": Case(
+        {"site_channels": 8, "layers": 2, "heads": 2, "hidden_channels": 9, "trunk": [16, 12], "crystal_channels": 10,
+         "element_channels": 7},
+        silent={r"(messages\.\d|pool)\.gate_bias": "softmax does not change when all gates do"},
+        absent={"polymorph": "a formula has no other geometry"},
+        formulas=True,
+        channels=256,
     ),
 }  # fmt: skip
 
@@ -141,12 +156,14 @@ def test_all_are_here() -> None:
         build("schnet")
 
 
-def test_site_order(model, graph_of, crystal_of) -> None:
+def test_site_order(case, model, graph_of, crystal_of) -> None:
     rng = np.random.default_rng(0)
     crystals = [crystal_of(n) for n in NAMES]
     orders = [rng.permutation(len(c.z)) for c in crystals]
     shuffled = [replace(c, z=c.z[o], fractional=c.fractional[o]) for c, o in zip(crystals, orders, strict=True)]
     equal_crystals(model, graph_of, crystals, shuffled)
+    if case.formulas:
+        return  # its elements are in their own order
     first = np.cumsum([0] + [len(o) for o in orders[:-1]])
     rows = np.concatenate([f + o for f, o in zip(first, orders, strict=True)])
     close(model.represent(graph_of(model, crystals)).site[rows], model.represent(graph_of(model, shuffled)).site)
@@ -212,9 +229,9 @@ def test_readouts(model, graph_of) -> None:
         model.readout(batch, "local")
 
 
-def test_crystals_differ(model, graph_of) -> None:
+def test_crystals_differ(case, model, graph_of) -> None:
     """Representations tell species and geometry: nothing above is fulfilled by a constant."""
-    vectors = model(graph_of(model, ["NaCl", "ZnS", "Cu", "Ni", "lonely"]))
+    vectors = model(graph_of(model, ["NaCl", "ZnS", "Cu", "Ni", *(["CaTiO3"] if case.formulas else ["lonely"])]))
     assert torch.pdist(vectors).min() > 1e-4
 
 
@@ -230,10 +247,10 @@ def test_config_and_state_make_an_equal_encoder(model, graph_of, tmp_path) -> No
     assert repr(deepcopy(model)) == repr(model)
 
 
-def test_defaults(name, graph_of) -> None:
+def test_defaults(name, case, graph_of) -> None:
     model = build(name)
-    assert model.channels == 128
-    assert model(graph_of(model, ["NaCl"], torch.float32)).shape == (1, 128)
+    assert model.channels == case.channels
+    assert model(graph_of(model, ["NaCl"], torch.float32)).shape == (1, case.channels)
     assert model.name == name
     assert model.source
 
@@ -265,6 +282,10 @@ def test_losses_have_the_same_names_for_all(objective, graph_of, generator) -> N
 def test_every_kind_alone(name, case, kind, graph_of, generator) -> None:
     """Finite in value and gradient, possible somewhere, and at no level where it has no meaning."""
     objective = DeepInfoMax(build(name, **case.options).double(), (kind,))
+    if kind in case.absent:
+        with pytest.raises(ValueError, match=f"no false samples of the kind {kind}: take 'other', too"):
+            objective(graph_of(objective.encoder, NAMES), generator)
+        return
     losses = objective(graph_of(objective.encoder, NAMES), generator)
     losses["total"].backward()
     assert all(value.isfinite() for value in losses.values())

@@ -32,12 +32,15 @@ SMALL = {
     "megnet": {"element_channels": 5, "gaussians": 20, "blocks": 2, "feature_channels": 8, "dense_hidden": [9],
                "convolution_hidden": [10]},
     "alignn": {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 8, "embedding_channels": 7, "k": 6},
+    "roost": {"site_channels": 8, "layers": 2, "heads": 2, "hidden_channels": 9, "trunk": [16, 12],
+              "element_channels": 7},
 }  # fmt: skip
 VARIANTS = {
     "sitenet": [{}, {"tolerance": 1e-4}, {"estimator": "info_nce", "noise": "learned"}],
     "cgcnn": [{}, {"species_channels": 5}, {"critic": "bilinear", "kl": "paper"}],
     "megnet": [{}, {"fidelities": 4}],
     "alignn": [{}, {"tolerance": None}],
+    "roost": [{}, {"elements": "magpie", "estimator": "info_nce"}],
 }
 STEPS = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 NAMES = ["NaCl", "ZnS", "CaTiO3", "TiO2", "triclinic", "Cu"]

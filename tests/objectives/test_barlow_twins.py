@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyg_dim.data.compositions import CompositionDataset
 from pyg_dim.data.keys import EQUALS_KEYS, LINE_COS, LINE_INDEX, SITE_CLASS, forget
 from pyg_dim.data.line_graph import edge_vectors
 from pyg_dim.models import build
@@ -22,12 +23,15 @@ SMALL = {
                "convolution_hidden": [10, 11], "crystal_channels": 12},
     "alignn": {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 8, "embedding_channels": 7,
                "crystal_channels": 12, "edge_gaussians": 20, "angle_gaussians": 10, "k": 6},
+    "roost": {"site_channels": 8, "layers": 2, "heads": 2, "hidden_channels": 9, "trunk": [16, 12],
+              "crystal_channels": 10, "element_channels": 7},
 }  # fmt: skip
 FIRST = {
     "sitenet": "encoder.local.embed_site.linear.weight",
     "cgcnn": "encoder.embed_site.weight",
     "megnet": "encoder.embed_element.weight",
     "alignn": "encoder.embed_site.linear.weight",
+    "roost": "encoder.elements.learned.weight",
 }
 """A parameter of the first layer."""
 
@@ -160,7 +164,7 @@ def test_a_copy_without_distortion_is_the_crystal(name, objective, batch) -> Non
     view = model.distorted(crystals)
     torch.testing.assert_close(model.encoder(view), model.encoder(crystals), rtol=1e-9, atol=1e-9)
     # Views that are equal lose what the variance is shrunk by, and what dimensions repeat of each other.
-    z = model.projector(model.encoder(crystals))
+    z = model.project(crystals)
     torch.testing.assert_close(model(crystals)["total"], barlow_twins_loss(z, z)[0] / 16)
 
 
@@ -180,6 +184,20 @@ def test_some_sites_of_each_crystal_are_hidden_but_never_all(mask, objective, ba
     assert view.z[~hidden].equal(crystals.z[~hidden])
     # The batch is left as it was.
     assert all(crystals[key].equal(value) for key, value in before.items())
+
+
+@pytest.mark.parametrize(("mask", "hidden"), [(0.1, [1, 1, 1]), (0.7, [1, 1, 3])])
+def test_elements_of_a_formula_are_hidden_also_the_only_one(mask, hidden, objective, generator) -> None:
+    model = objective("roost", mask=mask)
+    formulas = CompositionDataset.from_formulas(["Fe", "Na2Cl", "Ba0.5Sr0.5Co0.8FeO3"], dtype=torch.float64)
+    batch = model.encoder.graph(formulas.gather(torch.arange(3)))
+    view = model.distorted(batch, generator)
+    assert [int((view.z[batch.batch == k] == 0).sum()) for k in range(3)] == hidden
+    assert view.amount is batch.amount
+    assert view.edge_index is batch.edge_index
+    # A hidden element enters with the bias alone, and its fraction.
+    given = model.encoder.embed_element(model.encoder.elements(view.z))
+    assert given[view.z == 0].equal(model.encoder.embed_element.bias.expand_as(given[view.z == 0]))
 
 
 def test_every_site_is_hidden_equally_often(objective, batch, generator) -> None:

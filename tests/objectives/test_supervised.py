@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyg_dim.objectives.supervised import Supervised
+from pyg_dim.objectives.supervised import Supervised, robust_l1_term
 
 NAN = float("nan")
 
@@ -123,3 +123,37 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_target_without_labels_is_named():
     with pytest.raises(ValueError, match="target 'b' has no label"):
         objective().fit_labels(torch.tensor([[1.0, NAN]]))
+
+
+def test_robust_loss_by_hand():
+    model = objective(loss="robust_l1")
+    data = batch([[1.0, 10.0], [2.0, NAN], [4.0, 30.0]])
+    model.fit_labels(data.y)
+    out = model.head(model.represent(data))
+    assert out.shape == (3, 4)
+    torch.testing.assert_close(model.predict(data), out[:, :2] * model.scale + model.mean)
+    terms = []
+    for row, column in [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1)]:
+        error = out[row, column] - (data.y[row, column] - model.mean[column]) / model.scale[column]
+        terms.append(2**0.5 * error.abs() * (-out[row, 2 + column]).exp() + out[row, 2 + column])
+    losses = model(data)
+    torch.testing.assert_close(losses["total"], torch.stack(terms).mean())
+    losses["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_robust_loss_is_smallest_where_the_deviation_is_that_of_the_errors():
+    error = torch.tensor([0.5, -1.5, 1.0])
+    spread = torch.linspace(-2, 2, 4001)
+    best = spread[robust_l1_term(error[:, None], spread).mean(dim=0).argmin()]
+    # sqrt(2) times the mean absolute error.
+    assert best.exp().item() == pytest.approx(2**0.5, rel=1e-3)
+
+
+def test_residual_head():
+    model = objective(head="residual", head_channels=4)
+    widths = [(layer.in_features, layer.out_features) for layer in model.head[0].layers]
+    assert widths == [(5, 8), (8, 4)]
+    assert model.predict(batch([[1.0, 2.0]])).shape == (1, 2)
+    with pytest.raises(ValueError, match="unknown head 'deep'; known: hidden, residual"):
+        objective(head="deep")

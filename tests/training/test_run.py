@@ -254,6 +254,8 @@ ENCODERS = {
                "convolution_hidden": [8], "crystal_channels": 8},
     "alignn": {"alignn_layers": 1, "gcn_layers": 1, "hidden_channels": 8, "embedding_channels": 8, "k": 4,
                "crystal_channels": 8, "edge_gaussians": 10, "angle_gaussians": 5},
+    "roost": {"site_channels": 8, "layers": 1, "heads": 1, "hidden_channels": 8, "trunk": [8], "crystal_channels": 8,
+              "element_channels": 5},
 }  # fmt: skip
 
 
