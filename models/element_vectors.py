@@ -37,6 +37,9 @@ class ElementVectors(nn.Module):
         ValueError: a file that is no table of elements.
     """
 
+    learned: nn.Embedding
+    vectors: Tensor
+
     def __init__(self, elements: str, channels: int) -> None:
         super().__init__()
         self.elements = elements if elements in (*BUILT_IN, TABLE) else TABLE

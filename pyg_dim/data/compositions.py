@@ -94,9 +94,9 @@ class CompositionDataset(CrystalDataset):
         """
         names = [str(row) for row in range(len(formulas))] if ids is None else [str(name) for name in ids]
         values = {name: np.asarray(column, dtype=np.float64) for name, column in (labels or {}).items()}
-        for name, column in (("ids", names), *values.items()):
-            if len(column) != len(formulas):
-                raise ValueError(f"{name} has {len(column)} entries for {len(formulas)} formulas")
+        for name, length in (("ids", len(names)), *((name, len(column)) for name, column in values.items())):
+            if length != len(formulas):
+                raise ValueError(f"{name} has {length} entries for {len(formulas)} formulas")
         return cls._from_columns(
             list(formulas), pa.array(names, pa.string()), values, ImportReport("formulas in memory"), dtype
         )

@@ -74,7 +74,7 @@ def parse_formulas(texts: Sequence[str | None]) -> Formulas:
     numbers = {symbol: z for z, symbol in enumerate(symbols()) if z}
     z = np.fromiter((numbers.get(symbol, 0) for symbol, _ in found), np.int64, len(found))
     amount = np.fromiter((float(text) if text else 1.0 for _, text in found), np.float64, len(found))
-    row = np.repeat(np.arange(len(texts)), counts)
+    formula = np.repeat(np.arange(len(texts)), counts)
     for bad, reason in (
         (z == 0, UNKNOWN),
         (amount == 0, ZERO),
@@ -83,11 +83,11 @@ def parse_formulas(texts: Sequence[str | None]) -> Formulas:
     ):
         for k in np.flatnonzero(bad).tolist():
             kind = ISOTOPE if reason == UNKNOWN and found[k][0] in _ISOTOPES else reason
-            faults.setdefault(int(row[k]), (kind, f"{found[k][0]} in {texts[row[k]]}"))
+            faults.setdefault(int(formula[k]), (kind, f"{found[k][0]} in {texts[formula[k]]}"))
     sound = np.ones(len(texts), dtype=bool)
     sound[list(faults)] = False
-    kept = sound[row]
-    entry, place = np.unique(row[kept] * (MAX_Z + 1) + z[kept], return_inverse=True)
+    kept = sound[formula]
+    entry, place = np.unique(formula[kept] * (MAX_Z + 1) + z[kept], return_inverse=True)
     return Formulas(
         z=entry % (MAX_Z + 1),
         amount=np.bincount(place, weights=amount[kept], minlength=len(entry)),
