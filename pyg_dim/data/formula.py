@@ -131,4 +131,4 @@ def formula_text(amounts: Mapping[str, float]) -> str:
     Returns:
         The text; amounts of one are not written.
     """
-    return "".join(symbol + (f"{amount:g}" if amount != 1 else "") for symbol, amount in amounts.items())
+    return "".join(symbol + (f"{amount:.12g}" if amount != 1 else "") for symbol, amount in amounts.items())
