@@ -129,6 +129,9 @@ def formula_text(amounts: Mapping[str, float]) -> str:
         amounts: symbol -> amount, in the order wanted.
 
     Returns:
-        The text; amounts of one are not written.
+        The text; amounts of one are not written, those that are not whole with six digits (single precision has seven).
     """
-    return "".join(symbol + (f"{amount:.12g}" if amount != 1 else "") for symbol, amount in amounts.items())
+    return "".join(
+        symbol + ("" if amount == 1 else f"{amount:.0f}" if amount == round(amount) else f"{amount:.6g}")
+        for symbol, amount in amounts.items()
+    )

@@ -97,6 +97,7 @@ def test_nothing():
 
 def test_text_of_a_formula_is_read_back():
     assert formula_text({"Hg": 0.7, "Te": 1.0, "O": 12.0}) == "Hg0.7TeO12"
+    assert formula_text({"Hg": float(np.float32(0.7)), "O": 1234567.0}) == "Hg0.7O1234567"
     assert amounts(formula_text({"Hg": 0.7, "Te": 1.0})) == {"Hg": 0.7, "Te": 1}
 
 
