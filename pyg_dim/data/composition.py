@@ -42,6 +42,23 @@ def reduced_formula(z: Tensor, amount: Tensor | None = None) -> str:
     return formula_text({symbols()[element]: count for element, count in parts})
 
 
+def element_fractions(z: Tensor, ptr: Tensor, amount: Tensor | None = None) -> Tensor:
+    """Shares of the elements in crystals or formulas: the composition itself, as a vector.
+
+    Args:
+        z: [N] int64, atomic numbers of the sites of n crystals, one crystal after the other.
+        ptr: [n + 1] int64, first site of each crystal, then N.
+        amount: [N] how much of its element each site stands for; 1 each where None.
+
+    Returns:
+        [n, 103] float64, column k of the element with atomic number k + 1; each row adds up to 1.
+    """
+    crystal = torch.repeat_interleave(torch.arange(len(ptr) - 1), ptr.diff())
+    amounts = torch.ones(z.shape, dtype=torch.float64) if amount is None else amount.double()
+    totals = torch.zeros(len(ptr) - 1, MAX_Z, dtype=torch.float64).index_put_((crystal, z - 1), amounts, True)
+    return totals / totals.sum(dim=1, keepdim=True)
+
+
 def composition_groups(dataset: CrystalDataset) -> Tensor:
     """Number the distinct reduced compositions of a data set.
 

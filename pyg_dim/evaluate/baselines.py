@@ -30,12 +30,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
+from pyg_dim.data.composition import element_fractions
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.magpie import magpie_features
 from pyg_dim.data.parquet import ID
 
-DESCRIPTORS: Final = ("ofm", "xrd", "magpie")
-"""Orbital field matrix, X-ray diffraction pattern, Magpie features."""
+FRACTIONS: Final = "fractions"
+DESCRIPTORS: Final = ("ofm", "xrd", "magpie", FRACTIONS)
+"""Orbital field matrix, X-ray diffraction pattern, Magpie features, shares of the elements."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def descriptor_table(
         name: One of :data:`DESCRIPTORS`.
         dataset: The crystals.
         rows: [k] int64, rows of the data set.
-        cache: File, made where it is not there; None for no file. Magpie features need none and leave it alone.
+        cache: File, made where it is not there; None for no file. Magpie features and shares need none and leave it alone.
         workers: Processes that compute what is missing. With more than one, a script that calls this needs the guard
             ``if __name__ == "__main__":``.
 
@@ -146,11 +148,12 @@ def descriptor_table(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     dataset, rows = dataset.to("cpu"), rows.cpu()
-    if name == "magpie":
+    if name in ("magpie", FRACTIONS):
         index, ptr = dataset.sites(rows)
-        return magpie_features(dataset.z[index], ptr, None if dataset.amount is None else dataset.amount[index]), rows
+        compute = magpie_features if name == "magpie" else element_fractions
+        return compute(dataset.z[index], ptr, None if dataset.amount is None else dataset.amount[index]), rows
     if dataset.amount is not None:
-        raise ValueError(f"the descriptor {name} needs structures, and these are formulas: take magpie")
+        raise ValueError(f"the descriptor {name} needs structures, and these are formulas: take magpie or {FRACTIONS}")
     crystals = [_crystal(dataset, row) for row in rows.tolist()]
     ids = dataset.ids.take(pa.array(rows.numpy())).to_pylist()
     keys = list(zip(ids, map(_checksum, crystals), strict=True))

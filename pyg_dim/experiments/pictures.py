@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pyg_dim.evaluate.compare_figure import COLOURS
 from pyg_dim.evaluate.formatting import replace_file
 from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, PROBES, RIDGE
-from pyg_dim.experiments.study import Study
+from pyg_dim.experiments.workspace import Workspace
 
 SHOWN: Final = {"representations": (BLEND, LEAST_SQUARES), "ablation": (RIDGE, LEAST_SQUARES)}
 """Probes that the picture of a study shows; all that it has where it is not named here."""
@@ -32,7 +32,7 @@ WRAPPED: Final = 18
 TENSORBOARD: Final = "tensorboard"
 
 
-def draw_boxes(study: Study, frame: pd.DataFrame, name: str, by: str, tasks: Sequence[str]) -> Path:
+def draw_boxes(study: Workspace, frame: pd.DataFrame, name: str, by: str, tasks: Sequence[str]) -> Path:
     """Draw the errors of a study: a row of axes for each task, a column for each number of labels.
 
     A box holds the draws of one method: quartiles and median, whiskers to the last draw within 1.5 times their
@@ -108,7 +108,7 @@ def boxes_figure(rows: pd.DataFrame, name: str, by: str, tasks: Sequence[str], s
     return figure
 
 
-def publish(study: Study, figure: Figure, path: Path, tag: str) -> None:
+def publish(study: Workspace, figure: Figure, path: Path, tag: str) -> None:
     """Write a figure as PNG, in one step, and show it in TensorBoard.
 
     Args:

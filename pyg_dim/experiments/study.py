@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-
-from pyg_dim import models
 from pyg_dim.data import CrystalDataset, load_dataset
-from pyg_dim.experiments import probing, transferring
-from pyg_dim.experiments.features import checkpoint_features, descriptor_features
 from pyg_dim.experiments.folds import Fold, make_fold
 from pyg_dim.experiments.provenance import keep_to
 from pyg_dim.experiments.scales import ABLATIONS, RECIPES, Scale
-from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
-from pyg_dim.training.checkpoints import LAST
-from pyg_dim.training.options import TrainOptions
-from pyg_dim.training.resume import ResumedRun
-from pyg_dim.training.run import train
-
-_logger = logging.getLogger(__name__)
+from pyg_dim.experiments.workspace import Workspace
 
 FORMATION: Final = "formation_energy_per_atom"
 GAP: Final = "band_gap"
@@ -33,27 +21,22 @@ PHONONS: Final = "last phdos peak"
 SplitName = Literal["random", "formula"]
 
 
-@dataclass(frozen=True)
-class Study:
-    """Where an experiment reads and writes, and how much of it is computed.
+@dataclass(frozen=True, kw_only=True)
+class Study(Workspace):
+    """The experiments of Moran et al. 2025: what they read, and how much of them is computed.
 
     Attributes:
         data: Crystals to pre-train on, with formation energies and band gaps.
         phonons: Crystals of matbench_phonons.
-        directory: Where runs, tables and pictures go.
         scale: How much is computed.
         split: "random", the protocol of the paper; "formula": no formula of a test is in pre-training or among the
             labels.
-        workers: Processes of probes and fine-tuning.
     """
 
     data: str
     phonons: str
-    directory: Path
     scale: Scale
     split: SplitName = "random"
-    workers: int = 1
-    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def crystals(self) -> CrystalDataset:
@@ -89,31 +72,16 @@ class Study:
         return fold_task(name, self.crystals, name, self.fold.train, self.fold.test, self.scale.pool)
 
     def run(self, name: str, **changes: Any) -> Path:
-        """Train an encoder once; a run that was stopped goes on, one that is finished is taken as it is.
+        """Train an encoder on the training fold, once; see :meth:`Workspace.trained`.
 
         Args:
-            name: Of the run, and its folder.
+            name: Of the run.
             **changes: Options of :class:`~pyg_dim.training.options.TrainOptions`.
 
         Returns:
             Its checkpoint.
         """
-        name = f"{name}-{self.split}"
-        checkpoint = self.directory / "runs" / name / LAST
-        options = TrainOptions(
-            data=self.data, split=str(self._fold_file()), logdir=str(self.directory / "runs"), name=name, **changes
-        )
-        if checkpoint.exists():
-            resumed = ResumedRun(str(checkpoint), options.model)
-            # With the options of the architecture that were left to their defaults, as a run saves them.
-            encoder = dict(models.build(options.model, **options.encoder).config)
-            resumed.require_same_options(replace(options, encoder=encoder))
-            if resumed.epochs_done >= options.epochs:
-                return checkpoint
-            options = replace(options, resume=str(checkpoint))
-        _logger.info("pre-training %s", name)
-        train(options)
-        return checkpoint
+        return self.trained(name, data=self.data, split=str(self._fold_file()), **changes)
 
     def pretrained(self, recipe: str) -> Path:
         """Checkpoint of a recipe on the training fold.
@@ -152,25 +120,6 @@ class Study:
                    "epochs": self.scale.supervised_epochs}  # fmt: skip
         return self.run(f"supervised-{target}", **(RECIPES["combined"] | changes))
 
-    def representations(
-        self, task: Task, checkpoint: Path, readouts: Sequence[str], trained: bool = True
-    ) -> Mapping[str, np.ndarray]:
-        """Vectors of the crystals of a task; see :func:`~pyg_dim.experiments.features.checkpoint_features`."""
-        key = (*_crystals_of(task), checkpoint, tuple(readouts), trained)
-        if key not in self._cache:
-            self._cache[key] = checkpoint_features(checkpoint, task.dataset, task.rows, readouts, trained)
-        return self._cache[key]
-
-    def descriptors(self, task: Task, name: str) -> np.ndarray:
-        """Descriptors of the crystals of a task; costly ones are kept in a file."""
-        key = (*_crystals_of(task), name)
-        if key not in self._cache:
-            data = Path(task.dataset.report.source).name.split(".")[0]
-            cache = self.directory / "descriptors" / f"{data}-{name}.parquet"
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            self._cache[key] = descriptor_features(name, task.dataset, task.rows, cache, self.workers)
-        return self._cache[key]
-
     def keep_to_settings(self) -> None:
         """Make sure that the folder holds this experiment and no other.
 
@@ -180,22 +129,9 @@ class Study:
         settings = {"data": Path(self.data).name, "phonons": Path(self.phonons).name, "scale": asdict(self.scale)}
         keep_to(self.directory / "study.json", settings)
 
-    def probe_table(self) -> FitTable:
-        """The errors of all probes."""
-        return FitTable(self.directory / f"probes-{self.split}.csv", probing.KEYS, probing.VALUES)
-
-    def transfer_table(self) -> FitTable:
-        """The errors of all fine-tuned encoders."""
-        return FitTable(self.directory / f"transfer-{self.split}.csv", transferring.KEYS, transferring.VALUES)
-
     def _fold_file(self) -> Path:
         path = (self.directory / f"fold-{self.split}.json").resolve()
         if not path.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             self.fold.save(path, self.crystals)
         return path
-
-
-def _crystals_of(task: Task) -> tuple[int, bytes]:
-    """What tells the crystals of tasks apart: where labels are missing, those of one data set differ."""
-    return id(task.dataset), task.rows.numpy().tobytes()

@@ -21,6 +21,8 @@ from pyg_dim.evaluate.report import UNITS
 _logger = logging.getLogger(__name__)
 
 FOLDS = 5
+ALL = 0
+"""Number of labels that stands for all that a fold has."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Task:
         """Choose the numbers of labels that every fold has; the others are left out with a message.
 
         Args:
-            sizes: Numbers of labels.
+            sizes: Numbers of labels; :data:`ALL` fits always.
 
         Returns:
             Those that fit.
@@ -85,7 +87,7 @@ class Task:
         """Draw labels; the same for all that is compared, since it depends on the task and its seed alone.
 
         Args:
-            n: Labels.
+            n: Labels, or :data:`ALL`.
             number: Of the draw.
 
         Returns:
@@ -96,8 +98,11 @@ class Task:
         """
         train, test = self.folds[number % len(self.folds)]
         values = self.dataset.target(self.target)
+        test = test[torch.isfinite(values[test])]
+        if n == ALL:
+            return Draw(number, train[torch.isfinite(values[train])], test)
         subset = label_subsets(values[train], n, number + 1, self.seed)
-        return Draw(number, train[subset[min(number, len(subset) - 1)]], test[torch.isfinite(values[test])])
+        return Draw(number, train[subset[min(number, len(subset) - 1)]], test)
 
 
 def fold_task(

@@ -94,4 +94,4 @@ def study(parquet, tmp_path, monkeypatch) -> Study:
         crystals=None, epochs=1, ablation_crystals=40, ablation_epochs=1, supervised_epochs=1, draws=2,
         transfer_draws=1, pool=40, tsne_crystals=11,
     )  # fmt: skip
-    return Study(str(parquet), str(parquet), tmp_path / "out", scale)
+    return Study(data=str(parquet), phonons=str(parquet), directory=tmp_path / "out", scale=scale)

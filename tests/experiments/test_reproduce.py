@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, RIDGE
-from pyg_dim.experiments import reproduce
+from pyg_dim.experiments import reproduce, workspace
 from pyg_dim.experiments import study as study_module
 from pyg_dim.experiments.features import MAGPIE
 from pyg_dim.experiments.page import write_tables
@@ -37,7 +37,7 @@ def test_figure_8_compares_all_representations_and_draws(small, monkeypatch):
     assert set(frame["task"]) == {FORMATION, GAP}
     assert len([*small.directory.glob("representations-*-random.png")]) == 1
     # Nothing is computed again, encoders included.
-    monkeypatch.setattr(study_module, "train", None)
+    monkeypatch.setattr(workspace, "train", None)
     FIGURES["fig8"](small)
     assert len(small.probe_table().read()) == len(frame)
     text = write_tables(small).read_text()
@@ -54,8 +54,8 @@ def test_figure_11_has_a_row_for_every_ablation(small):
 
 def test_a_run_that_was_stopped_goes_on(small, monkeypatch):
     checkpoint = small.run("some", epochs=1, **RECIPES["dim"])
-    trained, ran = [], study_module.train
-    monkeypatch.setattr(study_module, "train", lambda options: trained.append(options) or ran(options))
+    trained, ran = [], workspace.train
+    monkeypatch.setattr(workspace, "train", lambda options: trained.append(options) or ran(options))
     assert small.run("some", epochs=1, **RECIPES["dim"]) == checkpoint
     assert not trained
     small.run("some", epochs=2, **RECIPES["dim"])

@@ -8,6 +8,7 @@ import torch
 
 from pyg_dim.data.splits import given_parts
 from pyg_dim.experiments import study as module
+from pyg_dim.experiments import workspace
 from pyg_dim.experiments.folds import make_fold
 from pyg_dim.experiments.study import FORMATION, GAP
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint
@@ -23,7 +24,7 @@ def test_an_encoder_is_trained_once_on_the_training_fold(study, monkeypatch):
     assert val.equal(study.fold.dev)
 
     runs = []
-    monkeypatch.setattr(module, "train", runs.append)
+    monkeypatch.setattr(workspace, "train", runs.append)
     assert study.pretrained("dim") == checkpoint
     assert not runs
     # A run with fewer epochs than are wanted goes on.
@@ -47,13 +48,13 @@ def test_labels_are_drawn_from_a_pool_of_the_training_fold_and_measured_on_the_t
 
 def test_vectors_are_computed_once_for_the_crystals_of_a_task(study, finished, monkeypatch):
     calls = []
-    original = module.checkpoint_features
+    original = workspace.checkpoint_features
 
     def counted(checkpoint, dataset, rows, readouts, trained):
         calls.append(rows)
         return original(checkpoint, dataset, rows, readouts, trained)
 
-    monkeypatch.setattr(module, "checkpoint_features", counted)
+    monkeypatch.setattr(workspace, "checkpoint_features", counted)
     energy, gap = study.tasks((FORMATION, GAP))
     # Some band gaps are missing, so that labels of the two are drawn from other crystals.
     assert not energy.rows.equal(gap.rows)
