@@ -78,6 +78,21 @@ def composition_groups(dataset: CrystalDataset) -> Tensor:
     return _groups(crystal, start, np.stack([element, share], axis=1))
 
 
+def composition_keys(dataset: CrystalDataset) -> list[bytes]:
+    """What is equal where reduced compositions are, across data sets.
+
+    Args:
+        dataset: n crystals or formulas.
+
+    Returns:
+        One key for each; shares of elements are compared to a millionth.
+    """
+    _, start, element, counts = _species(dataset)
+    total = np.add.reduceat(counts, start).repeat(np.diff(start, append=len(counts)))
+    table = np.stack([element, np.rint(counts / total * _FRACTION_STEPS).astype(np.int64)], axis=1)
+    return [part.tobytes() for part in np.split(table, start[1:])]
+
+
 def chemical_system_groups(dataset: CrystalDataset) -> Tensor:
     """Number the distinct sets of elements of a data set.
 

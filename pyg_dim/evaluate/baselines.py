@@ -128,7 +128,7 @@ def descriptor_table(
         name: One of :data:`DESCRIPTORS`.
         dataset: The crystals.
         rows: [k] int64, rows of the data set.
-        cache: File, made where it is not there; None for no file. Magpie features and shares need none and leave it alone.
+        cache: File, made where it is not there; None for no file. Magpie features and shares need none.
         workers: Processes that compute what is missing. With more than one, a script that calls this needs the guard
             ``if __name__ == "__main__":``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,6 +104,28 @@ def map_figure(
         axes.set_xticks([])
         axes.set_yticks([])
     figure.suptitle(title or f"t-SNE of {len(points)} crystals")
+    return figure
+
+
+def property_figure(points: Mapping[str, np.ndarray], values: Tensor, name: str, title: str) -> Figure:
+    """Draw several maps of the same crystals side by side, coloured by one property.
+
+    Args:
+        points: Name of a representation -> [n, 2] coordinates.
+        values: [n] property, NaN where missing (drawn grey).
+        name: Of the property, with its unit.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(4.6 * len(points), 4.4), layout="constrained")
+    for axes, (what, xy) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        _draw_property(axes, xy, values.double().numpy(), name)
+        axes.set_title(what)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.suptitle(title)
     return figure
 
 

@@ -84,10 +84,10 @@ def fit_probes(
     (skewness above 1), and predict within the range of the labels widened by a tenth of it, but not below zero where no
     label is. Least squares is the minimum-norm solution as it is.
 
-    ``plain forest`` is scikit-learn's random forest with its defaults, a yardstick for printed numbers: every split looks
-    at all features, and labels are learned as they are. Random forest and extra trees predict the mean of their trees, ``median trees`` the median of extra trees: each
+    Random forest and extra trees predict the mean of their trees, ``median trees`` the median of extra trees: each
     fully grown tree tells one of the labels, and their median is what the mean absolute error wants, most of all where
-    many labels are equal, as the gaps of metals are.
+    many labels are equal, as the gaps of metals are. ``plain forest`` is scikit-learn's random forest with its
+    defaults, to compare with numbers in print: a split looks at all features, and labels are learned as they are.
 
     ``auto`` takes the candidate with the lowest mean absolute error on labels that it has not seen; these predictions
     are leave-one-out for ridge and the Gaussian process (with parameters found from all n labels) and out-of-bag for

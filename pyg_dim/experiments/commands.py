@@ -24,10 +24,14 @@ from pyg_dim.evaluate.formatting import replace_file
 from pyg_dim.evaluate.regressors import AUTO, BLEND, DUMMY, LEAST_SQUARES, PROBES, RIDGE
 from pyg_dim.experiments import probing, transferring
 from pyg_dim.experiments.features import READOUT_NAMES, checkpoint_features, descriptor_features
+from pyg_dim.experiments.formula_figures import FORMULA_FIGURES
+from pyg_dim.experiments.formula_page import write_formula_tables
+from pyg_dim.experiments.formula_sets import SETS, SMALL_SETS
+from pyg_dim.experiments.formula_study import FormulaStudy
 from pyg_dim.experiments.page import probe_text, transfer_text, write_tables
 from pyg_dim.experiments.provenance import checksum, keep_to
 from pyg_dim.experiments.reproduce import FIGURES
-from pyg_dim.experiments.scales import SCALES
+from pyg_dim.experiments.scales import FORMULA_SCALES, SCALES
 from pyg_dim.experiments.study import SplitName, Study
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
@@ -43,6 +47,9 @@ _logger = logging.getLogger(__name__)
 UNTRAINED = "untrained"
 MATBENCH_FOLDS = "matbench"
 TABLES = "tables"
+FORMULA_TABLES = "rp-tables"
+FORMULA_FOLDER = "roost"
+"""Folder of the experiments without structures in that of the others."""
 
 
 def _files_can_fail(command: Callable[[Sequence[str], str], int]) -> Callable[[Sequence[str], str], int]:
@@ -175,33 +182,73 @@ def reproduce_command(arguments: Sequence[str], prog: str) -> int:
     """
     parser = _parser(
         prog,
-        "Compute a figure of Moran et al., Digital Discovery 2025, 4, 790: pre-train, fit, draw. What is there already "
-        "is not computed again, so a command that was stopped goes on where it was.",
+        "Compute a figure of Moran et al., Digital Discovery 2025, 4, 790, or (rp-...) of Huang et al., J. Chem. Inf. "
+        "Model. 2024, 64, 627: pre-train, fit, draw. What is there already is not computed again, so a command that "
+        "was stopped goes on where it was.",
     )
     parser.add_argument(
-        "figure", choices=[*FIGURES, TABLES], help=f"the figure, or {TABLES} for all tables of what was computed"
+        "figure",
+        choices=[*FIGURES, TABLES, *FORMULA_FIGURES, FORMULA_TABLES],
+        help=f"the figure, or {TABLES} or {FORMULA_TABLES} for all tables of what was computed",
     )
-    parser.add_argument("--data", required=True, help="crystals with formation_energy_per_atom and band_gap (mp36k)")
-    parser.add_argument("--phonons", required=True, help="matbench_phonons as distributed")
     parser.add_argument("--scale", choices=SCALES, default="small", help="how much is computed")
-    parser.add_argument(
+    parser.add_argument("--out", default="results", metavar="FOLDER", help="where runs, tables and pictures go")
+    parser.add_argument("--workers", type=_whole(1), default=1, help="processes of probes and fine-tuning")
+    parser.add_argument("--page", metavar="FILE.md", help="tables: also fill the marked places of this page")
+    crystals = parser.add_argument_group("with structures")
+    crystals.add_argument("--data", help="crystals with formation_energy_per_atom and band_gap (mp36k)")
+    crystals.add_argument("--phonons", help="matbench_phonons as distributed")
+    crystals.add_argument(
         "--split",
         choices=get_args(SplitName),
         default="random",
         help="of the test: random, as in the paper, or formula: none of its formulas is trained on",
     )
-    parser.add_argument("--out", default="results", metavar="FOLDER", help="where runs, tables and pictures go")
-    parser.add_argument("--workers", type=_whole(1), default=1, help="processes of probes and fine-tuning")
-    parser.add_argument("--page", metavar="FILE.md", help=f"{TABLES}: also fill the marked places of this page")
+    formulas = parser.add_argument_group("without structures (rp-...)")
+    formulas.add_argument("--compositions", metavar="FOLDER", help="the sets, as matbench_....csv; see --sets")
+    formulas.add_argument("--pool", metavar="FILE", help="formulas to pre-train on, CSV")
+    formulas.add_argument("--structures", metavar="FILE", help="crystals that the teacher of MML learns from")
+    formulas.add_argument("--sets", default=",".join(SMALL_SETS), help=f"out of {', '.join(SETS)}")
+    formulas.add_argument(
+        "--without-test-formulas", action="store_true", help="pre-train without the formulas of the sets"
+    )
+    formulas.add_argument(
+        "--elements", default="magpie", help="what Roost is told of elements: learned, one_hot, magpie or a file"
+    )
+    formulas.add_argument("--teacher", metavar="CKPT", help="checkpoint of a run to take for the teacher of MML")
     chosen = parser.parse_args(arguments)
-    study = Study(chosen.data, chosen.phonons, _folder(chosen.out), SCALES[chosen.scale], chosen.split, chosen.workers)
+    is_formula = chosen.figure in (*FORMULA_FIGURES, FORMULA_TABLES)
+    for name in ("compositions", "pool", "structures") if is_formula else ("data", "phonons"):
+        if getattr(chosen, name) is None:
+            parser.error(f"{chosen.figure} needs --{name}")
+    page = Path(chosen.page) if chosen.page else None
+    if is_formula:
+        _reproduce_formulas(chosen, page)
+        return 0
+    study = Study(
+        data=chosen.data, phonons=chosen.phonons, directory=_folder(chosen.out), scale=SCALES[chosen.scale],
+        split=chosen.split, workers=chosen.workers,
+    )  # fmt: skip
     study.keep_to_settings()
     if chosen.figure == TABLES:
-        _logger.info("saved in %s", write_tables(study, Path(chosen.page) if chosen.page else None))
+        _logger.info("saved in %s", write_tables(study, page))
         return 0
     FIGURES[chosen.figure](study)
     _logger.info("saved in %s", study.directory)
     return 0
+
+
+def _reproduce_formulas(chosen: argparse.Namespace, page: Path | None) -> None:
+    study = FormulaStudy(
+        compositions=chosen.compositions, pool=chosen.pool, structures=chosen.structures,
+        sets=tuple(_listed(chosen.sets, tuple(SETS), "--sets")), scale=FORMULA_SCALES[chosen.scale],
+        elements=chosen.elements, teacher=chosen.teacher, directory=_folder(Path(chosen.out) / FORMULA_FOLDER),
+        split="unseen" if chosen.without_test_formulas else "all", workers=chosen.workers,
+    )  # fmt: skip
+    study.keep_to_settings()
+    if chosen.figure != FORMULA_TABLES:
+        FORMULA_FIGURES[chosen.figure](study)
+    _logger.info("saved in %s", write_formula_tables(study, page))
 
 
 _HELP = {
@@ -346,7 +393,7 @@ def _listed(text: str, known: Sequence[str], flag: str) -> list[str]:
     return names
 
 
-def _folder(path: str) -> Path:
+def _folder(path: str | Path) -> Path:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -18,7 +18,7 @@ from pyg_dim.evaluate.baselines import descriptor_table
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.models import Encoder
 from pyg_dim.models.encoder import Readout
-from pyg_dim.training.checkpoints import SECTION, load_encoder, read_checkpoint
+from pyg_dim.training.checkpoints import SECTION, load_encoder, load_encoder_state, read_checkpoint
 
 MAGPIE = "magpie"
 WITH_MAGPIE = "+magpie"
@@ -26,11 +26,13 @@ READOUT_NAMES = (*get_args(Readout), *(kind + WITH_MAGPIE for kind in get_args(R
 """Readouts, alone and with the Magpie vector appended."""
 
 
-def untrained_encoder(checkpoint: str | Path) -> Encoder:
+def untrained_encoder(checkpoint: str | Path, seed: int | None = None) -> Encoder:
     """Build the encoder of a run as it was before training, with the parameters that follow from its seed.
 
     Args:
-        checkpoint: Checkpoint of the run.
+        checkpoint: Checkpoint of the run. Vectors of the elements that were read from a file are taken from it: they
+            are given, not trained.
+        seed: Another seed than that of the run.
 
     Returns:
         The encoder, in evaluation mode, with kernels on where they serve.
@@ -39,9 +41,14 @@ def untrained_encoder(checkpoint: str | Path) -> Encoder:
         FileNotFoundError: No such file.
         ValueError: No checkpoint of a run.
     """
-    about = read_checkpoint(checkpoint)[SECTION]
-    torch.manual_seed(int(about["options"]["seed"]))
+    contents = read_checkpoint(checkpoint)
+    about = contents[SECTION]
+    torch.manual_seed(int(about["options"]["seed"]) if seed is None else seed)
     encoder = models.build(about["model"], **about["encoder"])
+    initial = {name: value.clone() for name, value in encoder.state_dict().items()}
+    if given := [name for name, value in encoder.named_buffers() if value.isnan().any()]:
+        load_encoder_state(encoder, contents, checkpoint)
+        encoder.load_state_dict(initial | {name: encoder.get_buffer(name) for name in given})
     encoder.set_kernels(True)
     return encoder.eval()
 

@@ -45,6 +45,21 @@ def write_tables(study: Study, page: Path | None = None) -> Path:
     """
     sections = {f"{name}-{study.split}": text for name, text in _sections(study) if text}
     path = study.directory / f"tables-{study.split}.md"
+    write_sections(sections, path, page)
+    return path
+
+
+def write_sections(sections: Mapping[str, str], path: Path, page: Path | None = None) -> None:
+    """Write texts into a file of their own, and between the markers of a page.
+
+    Args:
+        sections: Text by name.
+        path: The file, written or replaced.
+        page: See :func:`write_tables`.
+
+    Raises:
+        ValueError: A place of the page has no end.
+    """
     replace_file(path, "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items()) + "\n")
     if page is not None:
         contents = page.read_text(encoding="utf-8")
@@ -54,7 +69,6 @@ def write_tables(study: Study, page: Path | None = None) -> Path:
                 continue
             contents = fill(contents, name, text)
         replace_file(page, contents)
-    return path
 
 
 def _sections(study: Study) -> Iterator[tuple[str, str]]:
@@ -82,7 +96,16 @@ def _title(task: str, rows: pd.DataFrame) -> str:
     return f"**{task}**" + (f" ({unit})" if unit else "") + f": {_facts(rows)}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells, line by line.
+
+    Returns:
+        The table; all columns but the first are aligned to the right.
+    """
     lines = [markdown_row(header), markdown_row([":---", *["---:"] * (len(header) - 1)])]
     return "\n".join([*lines, *(markdown_row(row) for row in rows)])
 
@@ -135,7 +158,7 @@ def _representations(rows: pd.DataFrame) -> Iterator[str]:
         names = mine["features"].drop_duplicates()
         table = [["mean of the labels", *(_spread(_errors(mine, n=n, probe=DUMMY)) for n in sizes)]]
         table += [[name, *(_spread(_errors(mine, n=n, features=name, probe=BLEND)) for n in sizes)] for name in names]
-        yield _table(["features", *(f"n = {n}" for n in sizes)], table)
+        yield markdown_table(["features", *(f"n = {n}" for n in sizes)], table)
 
 
 def probe_text(rows: pd.DataFrame) -> Iterator[str]:
@@ -156,7 +179,7 @@ def probe_text(rows: pd.DataFrame) -> Iterator[str]:
             table.append(["mean of the labels", *(_spread(_errors(once, n=n)) for n in sizes)])
         for (features, probe), some in mine[mine["probe"] != DUMMY].groupby(["features", "probe"], sort=False):
             table.append([f"{features}, {probe}", *(_spread(_errors(some, n=n)) for n in sizes)])
-        yield _table(["features, probe", *(f"n = {n}" for n in sizes)], table)
+        yield markdown_table(["features, probe", *(f"n = {n}" for n in sizes)], table)
 
 
 def _cells(rows: pd.DataFrame) -> str:
@@ -186,7 +209,7 @@ def _cells(rows: pd.DataFrame) -> str:
             table.append(line)
     header = ["target", "n", "Magpie: blend / best probe in hindsight", "frozen", "against Magpie's blend",
               "against its best", "frozen + Magpie", "against Magpie's blend", "against its best"]  # fmt: skip
-    return _table(header, table) if table else ""
+    return markdown_table(header, table) if table else ""
 
 
 def _ablation(rows: pd.DataFrame) -> Iterator[str]:
@@ -203,7 +226,7 @@ def _ablation(rows: pd.DataFrame) -> Iterator[str]:
                     text = number(float(np.median(errors))) if len(errors) else "-"
                     cells.append(text + (f" ({found.verdict})" if found else ""))
                 table.append([name, *cells])
-            yield _table(["pre-training", *(f"n = {n}" for n in sizes)], table)
+            yield markdown_table(["pre-training", *(f"n = {n}" for n in sizes)], table)
 
 
 def transfer_text(rows: pd.DataFrame) -> Iterator[str]:
@@ -225,7 +248,7 @@ def transfer_text(rows: pd.DataFrame) -> Iterator[str]:
                 found = None if name == RANDOM else _compared(cell, {"start": name}, {"start": RANDOM})
                 cells.append(_spread(_errors(cell, start=name)) + (f"; {_told(found)}" if found else ""))
             table.append([name, *cells])
-        yield _table(["start", *(f"n = {n}" for n in sizes)], table)
+        yield markdown_table(["start", *(f"n = {n}" for n in sizes)], table)
 
 
 def _matbench(probes: pd.DataFrame, transfer: pd.DataFrame) -> str:
@@ -238,7 +261,11 @@ def _matbench(probes: pd.DataFrame, transfer: pd.DataFrame) -> str:
             table.append(
                 [name, f"{number(float(errors.mean()), 4)} ± {number(float(errors.std()), 3)}", str(len(errors))]
             )
-    return "" if probes.empty and transfer.empty else _table(["method", "MAE, mean ± deviation (1/cm)", "folds"], table)
+    return (
+        ""
+        if probes.empty and transfer.empty
+        else markdown_table(["method", "MAE, mean ± deviation (1/cm)", "folds"], table)
+    )
 
 
 def _claims(rows: pd.DataFrame, ablated: pd.DataFrame, tuned: pd.DataFrame) -> str:
@@ -289,4 +316,4 @@ def _claims(rows: pd.DataFrame, ablated: pd.DataFrame, tuned: pd.DataFrame) -> s
             {"better", "level"},
         )  # fmt: skip
     header = ["claim", "paper", "here: verdict, difference [95 %], won-tied-lost", "holds?"]
-    return _table(header, table) if table else ""
+    return markdown_table(header, table) if table else ""

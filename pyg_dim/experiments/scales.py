@@ -69,3 +69,78 @@ FINE_TUNING: Final = {
     1000: FineTuneOptions(epochs=40, patience=10, batch_sites=960, readout="full"),
 }
 """By number of labels, the same for all starts; patience, not the number of epochs, ends most fits."""
+
+
+@dataclass(frozen=True)
+class FormulaScale:
+    """Numbers of the experiments on formulas.
+
+    Attributes:
+        formulas: Formulas drawn for pre-training; None for all.
+        epochs: Of pre-training on them.
+        structures: Crystals drawn for the pre-training of the teacher; None for all.
+        teacher_epochs: Its epochs.
+        folds: Of Matbench's five, how many are measured.
+        tuning_epochs: Of fine-tuning, at most.
+        tuning_steps: Of fine-tuning, at most, where that is less.
+        patience: Of fine-tuning.
+        sizes: Numbers of labels of the curves of data efficiency.
+        curve_folds: Folds of these curves.
+        tsne_formulas: Formulas of a t-SNE map.
+    """
+
+    formulas: int | None
+    epochs: int
+    structures: int | None
+    teacher_epochs: int
+    folds: int
+    tuning_epochs: int
+    tuning_steps: int
+    patience: int
+    sizes: tuple[int, ...]
+    curve_folds: int
+    tsne_formulas: int
+
+    def fine_tuning(self, labels: int, sites: float) -> FineTuneOptions:
+        """How Roost is fine-tuned, the same from all starts.
+
+        AdamW with learning rate 3e-4 and weight decay 1e-6, mean absolute error on standardised labels, and batches of
+        128 formulas are those of the published program. Below a thousand labels batches have 32 formulas, so that an
+        epoch has more than a step or two. A tenth of the labels is held out for early stopping, which the published
+        program does without.
+
+        Args:
+            labels: Labels to learn from.
+            sites: Elements of a formula, on average.
+
+        Returns:
+            The options.
+        """
+        formulas = 32 if labels < 1000 else 128
+        steps = max(1, round(0.9 * labels / formulas))
+        return FineTuneOptions(
+            epochs=max(1, min(self.tuning_epochs, self.tuning_steps // steps)), patience=self.patience, holdout=0.1,
+            batch_sites=round(formulas * sites), lr=3e-4, encoder_lr=3e-4, weight_decay=1e-6, head="residual",
+        )  # fmt: skip
+
+
+FORMULA_SCALES: Final = {
+    "smoke": FormulaScale(200, 1, 40, 1, 2, 1, 1000, 1, (100,), 2, 40),
+    "small": FormulaScale(20_000, 10, 8000, 4, 5, 40, 600, 10, (500, 1000, 2000, 4000), 3, 1000),
+    "full": FormulaScale(None, 10, None, 36, 5, 100, 100_000, 100, (500, 1000, 2000, 4000), 5, 5000),
+}
+"""By name, as :data:`SCALES`; "full" has the numbers of the published program."""
+
+FORMULA_PRETRAINING: Final[dict[str, Any]] = _COMMON | {
+    "model": "roost", "batch_sites": 1000, "split": "random", "val_fraction": 0.05, "weight_decay": 1e-6,
+}  # fmt: skip
+"""What pre-training of Roost has in common, whatever its objective; about 250 formulas a batch."""
+STRATEGIES: Final[dict[str, dict[str, Any]]] = {
+    "SSL": {"objective": "barlow_twins"},
+    "FL": {"objective": "fingerprint"},
+    "MML": {"objective": "distillation"},
+    "DIM": {"objective": "deep_infomax"},
+    "SSL+FL": {"objective": "barlow_twins+fingerprint"},
+}
+"""Strategies of pre-training: the three of Huang et al., Deep InfoMax, and the sum of the two that need a formula
+alone."""

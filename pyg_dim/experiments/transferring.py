@@ -12,12 +12,12 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from pyg_dim import models
 from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.experiments.features import untrained_encoder
 from pyg_dim.experiments.table import FitTable
 from pyg_dim.experiments.tasks import Task
 from pyg_dim.models import Encoder
-from pyg_dim.training.checkpoints import SECTION, load_encoder_state, read_checkpoint
+from pyg_dim.training.checkpoints import load_encoder
 from pyg_dim.training.finetune import FineTuneOptions, fine_tune
 
 KEYS: Final = ("study", "task", "n", "draw", "start")
@@ -55,14 +55,7 @@ class Start:
         Returns:
             The encoder.
         """
-        checkpoint = read_checkpoint(self.checkpoint)
-        about = checkpoint[SECTION]
-        torch.manual_seed(seed)
-        encoder = models.build(about["model"], **about["encoder"])
-        encoder.set_kernels(True)
-        if self.trained:
-            load_encoder_state(encoder, checkpoint, self.checkpoint)
-        return encoder
+        return load_encoder(self.checkpoint) if self.trained else untrained_encoder(self.checkpoint, seed)
 
 
 def fine_tune_starts(
