@@ -30,8 +30,6 @@ FIGURE_10: Final = "rp-fig10"
 UNTRAINED: Final = "untrained"
 FINE_TUNED: Final = ("SSL", "FL", "MML", "DIM")
 """Strategies that fine-tuning starts from; frozen vectors are of all, in :data:`STRATEGIES`."""
-BLENDED: Final = 1500
-"""Labels up to which ``blend`` is fitted, too: its Gaussian process takes the third power of their number."""
 
 
 def fine_tuning(study: FormulaStudy) -> None:
@@ -122,7 +120,7 @@ def _probe(
 ) -> None:
     """Fit random forests, ``blend`` where labels are few, and once for each set the mean of the labels."""
     for task in study.tasks:
-        blended = name == TABLE_3 and len(task.dataset) <= BLENDED
+        blended = name == TABLE_3 and len(task.dataset) <= study.scale.blended
         probes = dict.fromkeys(features[task.name], (PLAIN_FOREST, BLEND) if blended else (PLAIN_FOREST,))
         probes[MAGPIE] = (DUMMY, *probes[MAGPIE])
         probe_features(

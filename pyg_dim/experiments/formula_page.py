@@ -122,7 +122,7 @@ def _tested(tuned: pd.DataFrame) -> str:
 
 
 def _t_test(errors: pd.Series, others: pd.Series) -> str:
-    """Write p (t) of the paired t test over the folds that both have; t is below zero where the first has lower errors."""
+    """Write p (t) of the paired t test over the folds of both; t is below zero where the first has lower errors."""
     shared = errors.index.intersection(others.index)
     if len(shared) < 2 or not (errors[shared] - others[shared]).std() > 0:
         return "-"

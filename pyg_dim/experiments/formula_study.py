@@ -73,12 +73,13 @@ class FormulaStudy(Workspace):
             The checkpoint.
         """
         options: dict[str, Any] = FORMULA_PRETRAINING | STRATEGIES[strategy] | {"epochs": self.scale.epochs}
+        options["encoder"] = options["encoder"] | {"elements": self.elements}
         if options["objective"] == "distillation":
             formulas, table = self._taught()
             options |= {"teacher": str(table), "limit": self.scale.formulas}
         else:
             formulas = self._formulas()
-        return self.trained(strategy, data=str(formulas), encoder={"elements": self.elements}, **options)
+        return self.trained(strategy, data=str(formulas), **options)
 
     def keep_to_settings(self) -> None:
         """Make sure that the folder holds this experiment and no other.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.elements import symbols
-from pyg_dim.experiments.scales import RECIPES, Scale
+from pyg_dim.experiments.formula_study import FormulaStudy
+from pyg_dim.experiments.scales import FORMULA_PRETRAINING, FORMULA_SCALES, RECIPES, Scale
 from pyg_dim.experiments.study import FORMATION, GAP, Study
 from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
@@ -30,6 +32,9 @@ TINY = {
     "post_pool": [8, 8],
     "supercell_sites": 8,
 }
+
+
+ROOST = {"site_channels": 8, "layers": 1, "heads": 1, "hidden_channels": 8, "trunk": [8], "crystal_channels": 8}
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,22 @@ def study(parquet, tmp_path, monkeypatch) -> Study:
         transfer_draws=1, pool=40, tsne_crystals=11,
     )  # fmt: skip
     return Study(data=str(parquet), phonons=str(parquet), directory=tmp_path / "out", scale=scale)
+
+
+@pytest.fixture
+def formulas(parquet, tmp_path, monkeypatch) -> FormulaStudy:
+    """A study of one set of 312 formulas, the size of Matbench's steels, of which the pool holds many."""
+    monkeypatch.setitem(FORMULA_PRETRAINING, "encoder", ROOST)
+    monkeypatch.setitem(FORMULA_PRETRAINING, "accelerator", "cpu")
+    monkeypatch.setitem(RECIPES, "dim", {"encoder": dict(TINY), "batch_sites": 48, "accelerator": "cpu"})
+    cations, anions = ("Li", "Na", "K", "Mg", "Ca", "Al"), ("F", "Cl", "Br", "O", "S", "N")
+    names = [f"{a}{k}{x}{m}" for a in cations for x in anions for k in (1, 2, 3) for m in (1, 2, 4)][:312]
+    label = [float(row % 7 + row // 52) for row in range(len(names))]
+    pd.DataFrame({"formula": names, "target": label}).to_csv(tmp_path / "matbench_steels.csv", index=False)
+    pool = [f"{a}{k}{x}5" for a in cations for x in anions for k in (1, 2, 3)]
+    pd.DataFrame({"composition": [*pool, *names[::2]]}).to_csv(tmp_path / "pool.csv", index=False)
+    scale = replace(FORMULA_SCALES["smoke"], formulas=150, structures=None, sizes=(20, 40), tsne_formulas=12)
+    return FormulaStudy(
+        compositions=str(tmp_path), pool=str(tmp_path / "pool.csv"), structures=str(parquet), sets=("steels",),
+        scale=scale, directory=tmp_path / "out", split="all",
+    )  # fmt: skip
