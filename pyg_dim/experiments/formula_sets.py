@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
-from pyg_dim.data import CompositionDataset
+from pyg_dim.data import CompositionDataset, CrystalDataset
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _fetch(about: FormulaSet, path: Path) -> CompositionDataset:
     source = "composition" if "composition" in table.columns else "structure"
     (label,) = (column for column in table.columns if column != source)
     dataset = CompositionDataset.from_formulas(
-        [_formula(value) for value in table[source]], labels={label: np.asarray(table[label], dtype=np.float64)}
+        [_formula(value) for value in table[source]], labels={label: table[label].tolist()}
     )
     dataset.report.source = about.task
     return dataset
@@ -106,6 +105,6 @@ def _formula(value: Any) -> str:
     return str(getattr(value, "formula", value)).replace(" ", "")
 
 
-def mean_sites(dataset: CompositionDataset) -> float:
+def mean_sites(dataset: CrystalDataset) -> float:
     """Elements of a formula, on average."""
     return float(torch.diff(dataset.ptr).double().mean())

@@ -262,7 +262,7 @@ def test_files_of_something_else_are_refused_and_left_alone(seven, path, describ
 
 
 def test_arguments_are_checked(seven):
-    assert DESCRIPTORS == ("ofm", "xrd", "magpie")
+    assert DESCRIPTORS == ("ofm", "xrd", "magpie", "fractions")
     with pytest.raises(ValueError, match="no descriptor 'soap'; there are ofm, xrd, magpie"):
         descriptor_table("soap", seven, rows_of(seven))
     with pytest.raises(ValueError, match="rows is empty"):

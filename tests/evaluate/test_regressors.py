@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.linear_model import Ridge
 
 from pyg_dim.evaluate import regressors
@@ -221,6 +221,14 @@ def test_median_trees_predict_medians_of_labels_and_unseen_ones_of_trees_that_di
         ]
         assert len(left) > 10
         np.testing.assert_allclose(found.unseen[row], np.median(left), rtol=1e-12)
+
+
+def test_a_plain_forest_is_that_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    x, y, x_test = generator.normal(size=(40, 3)), np.exp(3 * generator.normal(size=40)), generator.normal(size=(9, 3))
+    found = fit_probes(x, y, x_test, ["plain forest"], seed=2)["plain forest"].test
+    x, x_test = regressors.standardise(x, x_test)
+    assert np.allclose(found, RandomForestRegressor(random_state=2).fit(x, y).predict(x_test), rtol=1e-12)
 
 
 def test_the_median_wins_where_half_of_the_labels_are_equal():

@@ -114,7 +114,9 @@ def formulas(parquet, tmp_path, monkeypatch) -> FormulaStudy:
     pd.DataFrame({"formula": names, "target": label}).to_csv(tmp_path / "matbench_steels.csv", index=False)
     pool = [f"{a}{k}{x}5" for a in cations for x in anions for k in (1, 2, 3)]
     pd.DataFrame({"composition": [*pool, *names[::2]]}).to_csv(tmp_path / "pool.csv", index=False)
-    scale = replace(FORMULA_SCALES["smoke"], formulas=150, structures=None, sizes=(20,), curve_folds=1, tsne_formulas=12)
+    scale = replace(
+        FORMULA_SCALES["smoke"], formulas=150, structures=None, sizes=(20,), curve_folds=1, tsne_formulas=12
+    )
     return FormulaStudy(
         compositions=str(tmp_path), pool=str(tmp_path / "pool.csv"), structures=str(parquet), sets=("steels",),
         scale=scale, directory=tmp_path / "out", split="all",

@@ -12,7 +12,7 @@ from pyg_dim.data import load_dataset
 from pyg_dim.data.splits import matbench_folds
 from pyg_dim.experiments.folds import make_fold
 from pyg_dim.experiments.study import FORMATION, GAP, PHONONS
-from pyg_dim.experiments.tasks import Task, cross_task, fold_task
+from pyg_dim.experiments.tasks import ALL, Task, cross_task, fold_task
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "matbench_phonons.json.gz"
 
@@ -107,3 +107,11 @@ def test_the_official_folds_of_phonons():
         np.testing.assert_array_equal(test, expected_test)
     assert matbench_folds(dataset)[task.draw(1000, 7).test].unique().tolist() == [2]
     assert task.unit == "1/cm"
+
+
+def test_all_labels_of_a_fold(dataset, fold):
+    task = fold_task(GAP, dataset, GAP, fold.train, fold.test)
+    draw, known = task.draw(ALL, 3), torch.isfinite(dataset.target(GAP))
+    assert draw.rows.equal(fold.train[known[fold.train]])
+    assert draw.test.equal(fold.test[known[fold.test]])
+    assert task.fitting([ALL, 10**6]) == [ALL]
