@@ -80,7 +80,7 @@ def test_flags_of_shell_blocks_exist(capsys):
                         continue
                     if line.startswith("tensorboard --logdir "):
                         continue
-                    line = re.sub(r"^for \w+ in [\w ]+; do (.*); done$", r"\1", line)
+                    line = re.sub(r"^for \w+ in [\w -]+; do (.*); done$", r"\1", line)
                     called = re.match(r"(?:pyg-dim|python) (\w+)(?:\.py)?(?= |$)", line)
                     assert called, line
                     assert called[1] in known, line

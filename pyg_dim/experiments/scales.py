@@ -81,6 +81,7 @@ class FormulaScale:
         structures: Crystals drawn for the pre-training of the teacher; None for all.
         teacher_epochs: Its epochs.
         folds: Of Matbench's five, how many are measured.
+        tuning_rate: Learning rate of fine-tuning, of encoder and head; 3e-4 in the published program.
         tuning_epochs: Of fine-tuning, at most.
         tuning_steps: Of fine-tuning, at most, where that is less.
         patience_steps: Steps without a lower hold-out error after which it stops, ten epochs at least.
@@ -95,6 +96,7 @@ class FormulaScale:
     structures: int | None
     teacher_epochs: int
     folds: int
+    tuning_rate: float
     tuning_epochs: int
     tuning_steps: int
     patience_steps: int
@@ -106,10 +108,9 @@ class FormulaScale:
     def fine_tuning(self, labels: int, sites: float) -> FineTuneOptions:
         """How Roost is fine-tuned, the same from all starts.
 
-        AdamW with learning rate 3e-4 and weight decay 1e-6, mean absolute error on standardised labels, and batches of
-        128 formulas are those of the published program. Below a thousand labels batches have 32 formulas, so that an
-        epoch has more than a step or two; with these, errors inside training parts of phonons and jdft2d were as low,
-        in fewer epochs. A tenth of the labels is held out for early stopping, which the published program does without;
+        AdamW with weight decay 1e-6, mean absolute error on standardised labels, and batches of 128 formulas are those
+        of the published program. Below a thousand labels batches have 32 formulas, so that an epoch has more than a
+        step or two. A tenth of the labels is held out for early stopping, which the published program does without;
         patience is counted in steps, of which small sets have few in an epoch.
 
         Args:
@@ -124,14 +125,14 @@ class FormulaScale:
         return FineTuneOptions(
             epochs=max(1, min(self.tuning_epochs, self.tuning_steps // steps)),
             patience=max(10, self.patience_steps // steps), holdout=0.1,
-            batch_sites=round(formulas * sites), lr=3e-4, encoder_lr=3e-4, weight_decay=1e-6, head="residual",
+            batch_sites=round(formulas * sites), lr=self.tuning_rate, encoder_lr=self.tuning_rate, weight_decay=1e-6, head="residual",
         )  # fmt: skip
 
 
 FORMULA_SCALES: Final = {
-    "smoke": FormulaScale(200, 1, 40, 1, 2, 1, 1000, 100, (50, 100), 2, 40, 0),
-    "small": FormulaScale(20_000, 10, 8000, 4, 5, 70, 1000, 200, (500, 1000, 2000, 4000), 3, 1000, 1500),
-    "full": FormulaScale(None, 10, None, 36, 5, 100, 100_000, 100_000, (500, 1000, 2000, 4000), 5, 5000, 5000),
+    "smoke": FormulaScale(200, 1, 40, 1, 2, 1e-3, 1, 1000, 100, (50, 100), 2, 40, 0),
+    "small": FormulaScale(20_000, 10, 8000, 4, 5, 1e-3, 70, 1000, 200, (500, 1000, 2000, 4000), 3, 1000, 1500),
+    "full": FormulaScale(None, 10, None, 36, 5, 3e-4, 100, 100_000, 100_000, (500, 1000, 2000, 4000), 5, 5000, 5000),
 }
 """By name, as :data:`SCALES`; "full" has the numbers of the published program."""
 
