@@ -124,16 +124,33 @@ class FormulaScale:
         steps = max(1, round(0.9 * labels / formulas))
         return FineTuneOptions(
             epochs=max(1, min(self.tuning_epochs, self.tuning_steps // steps)),
-            patience=max(10, self.patience_steps // steps), holdout=0.1,
-            batch_sites=round(formulas * sites), lr=self.tuning_rate, encoder_lr=self.tuning_rate, weight_decay=1e-6, head="residual",
-        )  # fmt: skip
+            patience=max(10, self.patience_steps // steps),
+            holdout=0.1,
+            batch_sites=round(formulas * sites),
+            lr=self.tuning_rate,
+            encoder_lr=self.tuning_rate,
+            weight_decay=1e-6,
+            head="residual",
+        )
 
 
 FORMULA_SCALES: Final = {
-    "smoke": FormulaScale(200, 1, 40, 1, 2, 1e-3, 1, 1000, 100, (50, 100), 2, 40, 0),
-    "small": FormulaScale(20_000, 10, 8000, 4, 5, 1e-3, 70, 1000, 200, (500, 1000, 2000, 4000), 3, 1000, 1500),
-    "full": FormulaScale(None, 10, None, 36, 5, 3e-4, 100, 100_000, 100_000, (500, 1000, 2000, 4000), 5, 5000, 5000),
-}
+    "smoke": FormulaScale(
+        formulas=200, epochs=1, structures=40, teacher_epochs=1, folds=2, tuning_rate=1e-3, tuning_epochs=1,
+        tuning_steps=1000, patience_steps=100, sizes=(50, 100), curve_folds=2, tsne_formulas=40,
+        blended=0,
+    ),
+    "small": FormulaScale(
+        formulas=20_000, epochs=10, structures=8000, teacher_epochs=4, folds=5, tuning_rate=1e-3, tuning_epochs=70,
+        tuning_steps=1000, patience_steps=200, sizes=(500, 1000, 2000, 4000), curve_folds=3, tsne_formulas=1000,
+        blended=1500,
+    ),
+    "full": FormulaScale(
+        formulas=None, epochs=10, structures=None, teacher_epochs=36, folds=5, tuning_rate=3e-4, tuning_epochs=100,
+        tuning_steps=100_000, patience_steps=100_000, sizes=(500, 1000, 2000, 4000), curve_folds=5, tsne_formulas=5000,
+        blended=5000,
+    ),
+}  # fmt: skip
 """By name, as :data:`SCALES`; "full" has the numbers of the published program."""
 
 FORMULA_PRETRAINING: Final[dict[str, Any]] = _COMMON | {
