@@ -27,6 +27,7 @@ from pyg_dim.data.primitive import SYMPREC
 from pyg_dim.data.reading import open_sources
 from pyg_dim.data.sources.registry import FORMATS
 from pyg_dim.data.supercell import MAX_SITES
+from pyg_dim.embedding import embed_command, export_command
 from pyg_dim.evaluate.architectures import print_models
 from pyg_dim.evaluate.compare import compare
 from pyg_dim.evaluate.compare_figure import write_figure
@@ -170,6 +171,8 @@ def models_command(arguments: Sequence[str], prog: str) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "train": (train_command, "train an encoder, without labels or on labels"),
     "import": (import_command, "read crystals of any format, check them and write one Parquet file"),
+    "embed": (embed_command, "turn crystals into the vectors of a trained encoder"),
+    "export": (export_command, "write the encoder of a checkpoint as a file to hand on"),
     "compare": (compare_command, "compare finished runs in a table and a picture"),
     "models": (models_command, "list the encoders"),
     "probe": (probe_command, "fit small models on frozen vectors and descriptors, on few labels"),

@@ -66,6 +66,29 @@ def represent(
     return every_vector[first], every_row[first]
 
 
+def vector_names(encoder: Encoder, kind: Readout | None = None) -> list[str]:
+    """Name the numbers of a representation.
+
+    Args:
+        encoder: The encoder.
+        kind: Its readout, see :func:`represent`.
+
+    Returns:
+        D names: ``global0``, ...; of the full readout then ``hidden0``, ..., ``site_mean0``, ..., ``site_std0``, ...,
+        ``site_min0``, ..., ``site_max0``, ...; of the decoded one ``decoded0``, ....
+
+    Raises:
+        ValueError: If the readout is unknown.
+    """
+    kind = encoder.default_readout if kind is None else kind
+    widths = {kind: encoder.readout_channels(kind)}
+    if kind == "full":
+        sites = encoder.global_level.constituent_channels
+        widths = {"global": encoder.channels, "hidden": encoder.output.in_features}
+        widths |= {f"site_{statistic}": sites for statistic in ("mean", "std", "min", "max")}
+    return [f"{part}{number}" for part, width in widths.items() for number in range(width)]
+
+
 def _device(encoder: nn.Module) -> torch.device:
     parameter = next(encoder.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import torch
 from torch import Tensor
 
 from pyg_dim import models
+from pyg_dim.data.dataset import Oxidation
+from pyg_dim.data.supercell import MAX_SITES
+from pyg_dim.training.pretrained import locate
+from pyg_dim.training.weights import WEIGHTS, read_weights, unpack_weights
 
 if TYPE_CHECKING:
     from pyg_dim.models.encoder import Encoder
@@ -26,6 +30,8 @@ LAST: Final = "last.ckpt"
 FORMAT: Final = 1
 ENCODER_PREFIX: Final = "objective.encoder."
 """Where the parameters of the encoder lie in ``state_dict``."""
+_DECODER_PREFIXES: Final = ("decoder.", "objective.projector.", "objective.parts.fingerprint.projector.")
+"""Where those of the layer that tells fingerprints may lie: of weights files, and of runs."""
 _CONTENTS: Final[dict[str, type]] = {
     "model": str, "encoder": dict, "options": dict, "options.encoder": dict, "data": dict, "data.source": str,
     "data.crystals": int, "data.val": int, "data.fingerprint": int,
@@ -54,25 +60,28 @@ def section(encoder: Encoder, options: Mapping[str, Any], data: Mapping[str, Any
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read the checkpoint of a run into memory, without running any code of the file.
+    """Read the checkpoint of a run into memory, or an encoder alone in its form, without running any code of the file.
 
     Args:
-        path: the file.
+        path: the file, or what else :func:`pyg_dim.training.pretrained.locate` takes: the name of an encoder that comes
+            with the package, a weights file (``.safetensors``), ``hf://user/repository``.
 
     Returns:
-        Its contents, with the section ``"pyg_dim"``.
+        Its contents, with the section ``"pyg_dim"``; of an encoder alone, beside it the parameters.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no encoder of such a name.
         ValueError: the file cannot be read, is no checkpoint (foreign or truncated), is one of another program or a
             later version, or lacks something; the message names the file and what is missing.
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         inside = ", ".join(sorted(str(file) for file in path.glob("*.ckpt")))
         raise FileNotFoundError(f"{path} is a folder; give a checkpoint file" + (f": {inside}" if inside else ""))
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix == WEIGHTS:
+        return _from_weights(*read_weights(path), path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -83,7 +92,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _require_contents(checkpoint: Any, path: Path) -> None:
+def parse_weights(data: bytes, source: str | Path) -> dict[str, Any]:
+    """What :func:`read_checkpoint` makes of a weights file, from its bytes.
+
+    Args:
+        data: bytes of the file.
+        source: where they come from, for messages.
+
+    Returns:
+        Its contents, in the form of a checkpoint.
+
+    Raises:
+        ValueError: foreign, truncated or damaged bytes.
+    """
+    return _from_weights(*unpack_weights(data, source), source)
+
+
+def _from_weights(about: Any, tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Any]:
+    state = {
+        ENCODER_PREFIX + name.removeprefix("encoder.") if name.startswith("encoder.") else name: value
+        for name, value in tensors.items()
+    }
+    checkpoint = {SECTION: about, "state_dict": state}
+    _require_contents(checkpoint, source)
+    return checkpoint
+
+
+def _require_contents(checkpoint: Any, path: str | Path) -> None:
     """Look once at everything that is relied on later."""
     if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
         raise ValueError(f"{path} is a PyTorch file but no checkpoint of a pyg_dim run: it has no {SECTION!r} section")
@@ -116,10 +151,11 @@ def _require_contents(checkpoint: Any, path: Path) -> None:
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """Rebuild the encoder of a run from its checkpoint.
+    """Rebuild an encoder; ``pyg_dim.load`` is the same function.
 
     Args:
-        path: ``last.ckpt`` or ``best.ckpt`` of a run, of any objective.
+        path: ``last.ckpt`` or ``best.ckpt`` of a run, of any objective; a weights file (``.safetensors``); the name of
+            an encoder that comes with the package; or ``hf://user/repository`` (with ``[hub]``).
 
     Returns:
         The encoder with its trained parameters, on the CPU, in evaluation mode, with the C++ kernels on where they
@@ -127,30 +163,95 @@ def load_encoder(path: str | Path) -> Encoder:
         ("global" where the run knew no other).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of a run, or one of an architecture that is not known here.
+        FileNotFoundError: no such file, or no encoder of such a name; the message lists those there are.
+        ValueError: not a checkpoint or weights of an encoder, or one of an architecture that is not known here.
     """
-    checkpoint = read_checkpoint(path)
+    return encoder_of(read_checkpoint(path), path)
+
+
+def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
+    """Rebuild the encoder of a checkpoint, see :func:`load_encoder`.
+
+    Args:
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+        path: the file, for messages.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: an architecture, or options of it, that are not known here.
+    """
     about = checkpoint[SECTION]
-    encoder = models.build(about["model"], **about["encoder"])
     state = encoder_state(checkpoint)
+    _require_sizes(about["encoder"], sum(value.numel() for value in state.values()), path)
+    try:
+        encoder = models.build(about["model"], **about["encoder"])
+    except (TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        # What constructors make of values that no version has written.
+        raise ValueError(f"{path} is damaged: its options make no {about['model']} encoder: {error}") from error
     encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     load_encoder_state(encoder, checkpoint, path)
-    encoder.decoder = _decoder(checkpoint)
+    encoder.decoder = decoder_of(checkpoint)
+    if encoder.decoder is not None and encoder.decoder.in_features != encoder.channels:
+        raise ValueError(f"{path} is damaged: its layer of fingerprints is of another representation")
     encoder.set_kernels(True)
     encoder.default_readout = about["options"].get("readout", "global")
+    encoder.require_readout(encoder.default_readout)
     return encoder.eval()
 
 
-def _decoder(checkpoint: Mapping[str, Any]) -> torch.nn.Linear | None:
-    """The layer that tells fingerprints, where the run had that objective, alone or among others."""
-    for prefix in ("objective.projector.", "objective.parts.fingerprint.projector."):
-        weight = checkpoint["state_dict"].get(prefix + "weight")
+def _require_sizes(value: Any, limit: int, path: str | Path) -> None:
+    """Refuse options that ask for more memory than the parameters of the file can fill, before it is taken."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _require_sizes(part, limit, path)
+    elif isinstance(value, int) and abs(value) > limit:
+        raise ValueError(f"{path} is damaged: an option of its encoder is {value}, and it has {limit} numbers in all")
+
+
+def decoder_of(checkpoint: Mapping[str, Any]) -> torch.nn.Linear | None:
+    """The layer of a checkpoint that tells fingerprints.
+
+    Args:
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+
+    Returns:
+        The layer; None where the run had no such objective, alone or among others.
+
+    Raises:
+        ValueError: its weights do not fit together.
+    """
+    state = checkpoint["state_dict"]
+    for prefix in _DECODER_PREFIXES:
+        weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
         if weight is not None and "fingerprint" in checkpoint[SECTION]["options"].get("objective", ""):
+            if weight.dim() != 2 or bias is None or bias.shape != weight.shape[:1]:
+                raise ValueError("the checkpoint is damaged: its layer of fingerprints has no weights that fit")
             layer = torch.nn.Linear(weight.size(1), weight.size(0), dtype=weight.dtype)
-            layer.load_state_dict({"weight": weight, "bias": checkpoint["state_dict"][prefix + "bias"]})
+            layer.load_state_dict({"weight": weight, "bias": bias})
             return layer
     return None
+
+
+def crystal_options(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[int, Oxidation]:
+    """How the encoder of a checkpoint is to see crystals: as in its training.
+
+    Args:
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+        path: the file, for messages.
+
+    Returns:
+        Sites of the largest crystals, and how oxidation states are had.
+
+    Raises:
+        ValueError: a file that says something else there.
+    """
+    options = checkpoint[SECTION]["options"]
+    max_sites, oxidation = options.get("max_sites", MAX_SITES), options.get("oxidation", "zero")
+    if not isinstance(max_sites, int) or max_sites < 1 or oxidation not in get_args(Oxidation):
+        raise ValueError(f"{path} is damaged: max_sites is {max_sites!r} and oxidation {oxidation!r} in its options")
+    return max_sites, oxidation
 
 
 def encoder_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

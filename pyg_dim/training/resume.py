@@ -26,6 +26,10 @@ class ResumedRun:
     def __init__(self, path: str | Path, model: str) -> None:
         self.path = Path(path)
         self.contents = read_checkpoint(path)
+        if "optimizer_states" not in self.contents:
+            raise ValueError(
+                f"{path} holds an encoder alone, not the state of a run: start a new run with --init {path}"
+            )
         require_model(model, self.contents, path)
         self.about = self.contents[SECTION]
 
