@@ -19,7 +19,7 @@ from pyg_dim.evaluate.represent import represent, vector_names
 from pyg_dim.models.encoder import Encoder, Readout
 from pyg_dim.training.checkpoints import crystal_options, encoder_of, parse_weights, read_checkpoint
 from pyg_dim.training.devices import made_resident
-from pyg_dim.training.export import weights_of
+from pyg_dim.training.exporting import weights_of
 
 _EXAMPLES: Final = 5
 _MODES: Final = ("raise", "nan")
@@ -33,7 +33,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
     of the encoder.
 
     :meth:`fit` learns nothing from the crystals: it reads the encoder. A fitted embedder carries the weights, so a
-    pickle of it (joblib) works where the file is not, and gives the same numbers to the last bit; one that is not fitted
+    pickle of it (joblib) works where the file is not, with the same numbers to the last bit; one that is not fitted
     holds the name alone. In a pickle the weights are the bytes of a safetensors file, not a module. Copies and processes
     share nothing, so ``n_jobs`` of scikit-learn is safe.
 

@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import torch
 from torch import Tensor
@@ -32,14 +33,12 @@ from pyg_dim.evaluate.represent import represent, vector_names
 from pyg_dim.models.encoder import Readout
 from pyg_dim.training.checkpoints import crystal_options, encoder_of, read_checkpoint
 from pyg_dim.training.devices import Accelerator, choose_device, made_resident
-from pyg_dim.training.export import export
+from pyg_dim.training.exporting import export
 
 _logger = logging.getLogger(__name__)
 
-NOT_FINITE: Final = "its vector holds numbers that are not finite"
+NOT_FINITE: Final = "the encoder gives numbers that are not finite"
 """Why a crystal is left out that the encoder can make nothing of."""
-_SHOWN: Final = 10
-"""Crystals left out that are named on the screen; all are in the report."""
 
 
 def embed(
@@ -71,14 +70,14 @@ def embed(
         overwrite: whether to replace files that are there.
 
     Returns:
-        What was left out; a warning names it, too.
+        What was left out; warnings tell of it, and the report names each.
 
     Raises:
         FileNotFoundError: no such source, encoder or folder to write to.
         ValueError: a file that is there already or is a source itself, another ending, an encoder or source that cannot
             be read, no usable crystal, an option out of range, or a disk that is full.
     """
-    out, sources = Path(out), [str(source) for source in sources]
+    out = Path(out)
     _require_target(out, sources, overwrite)
     checkpoint = read_checkpoint(model)
     encoder = encoder_of(checkpoint, model)
@@ -88,16 +87,12 @@ def embed(
     encoder.set_kernels(device.type == "cpu")
     dtype = next(encoder.parameters()).dtype
     dataset = _read(sources, limit if max_sites is None else max_sites, oxidation, dtype)
-    left_out = list(dataset.report.left_out)
     loader = CrystalLoader(made_resident(dataset, device), encoder.graph, batch_sites, shuffle=False, shard=False)
     vectors, rows = represent(encoder, tqdm(loader, desc="embed", unit="batch", disable=None), readout, device)
-    ids = dataset.ids.take(pa.array(rows.numpy()))
-    finite = vectors.isfinite().all(dim=1)
-    if not finite.all():
-        left_out += [LeftOut(name, NOT_FINITE) for name in ids.filter(pa.array(~finite.numpy())).to_pylist()]
-        ids, vectors = ids.filter(pa.array(finite.numpy())), vectors[finite]
-        if not len(ids):
-            raise ValueError(f"{model}: the vectors of all crystals hold numbers that are not finite")
+    ids, vectors, faults = _finite(dataset.ids.take(pa.array(rows.numpy())), vectors)
+    if not len(ids):
+        raise ValueError(f"{model}: {NOT_FINITE}, for every crystal")
+    left_out = [*dataset.report.left_out, *faults]
     report = {
         "model": str(model),
         "architecture": encoder.name,
@@ -119,11 +114,13 @@ def embed(
             WRITERS[out.suffix](file, ids, vectors, names)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
-    _tell(left_out, len(ids), len(names), out)
+    if left_out:
+        _logger.warning("%d crystals were left out; %s names each", len(left_out), printable(str(report_path(out))))
+    _logger.info("%d crystals, %d numbers each: %s", len(ids), len(names), printable(str(out)))
     return left_out
 
 
-def _read(sources: Sequence[str], max_sites: int, oxidation: Oxidation, dtype: torch.dtype) -> CrystalDataset:
+def _read(sources: Sequence[str | Path], max_sites: int, oxidation: Oxidation, dtype: torch.dtype) -> CrystalDataset:
     if len(sources) == 1:
         return load_dataset(sources[0], max_sites, oxidation, dtype)
     raw, report = read_crystals(open_sources(sources), ImportOptions(max_sites))
@@ -132,7 +129,18 @@ def _read(sources: Sequence[str], max_sites: int, oxidation: Oxidation, dtype: t
     return CrystalDataset.from_raw(raw, report, max_sites, oxidation, dtype)
 
 
-def _require_target(out: Path, sources: Sequence[str], overwrite: bool) -> None:
+def _finite(ids: pa.Array, vectors: Tensor) -> tuple[pa.Array, Tensor, list[LeftOut]]:
+    """What can be written, and what cannot."""
+    finite = vectors.isfinite().all(dim=1)
+    if finite.all():
+        return ids, vectors, []
+    mask = pa.array(finite.numpy())
+    faults = [LeftOut(name, NOT_FINITE) for name in ids.filter(pc.invert(mask)).to_pylist()]
+    _logger.warning("%s: %d crystals (%s for instance)", NOT_FINITE, len(faults), faults[0])
+    return ids.filter(mask), vectors[finite], faults
+
+
+def _require_target(out: Path, sources: Sequence[str | Path], overwrite: bool) -> None:
     """Look at everything that could be wrong with the file to write before hours of work."""
     if out.suffix not in WRITERS:
         raise ValueError(f"{out}: embeddings are written to files that end with {', '.join(WRITERS)}")
@@ -181,16 +189,6 @@ WRITERS: Final[dict[str, Callable[[Path, pa.Array, Tensor, Sequence[str]], None]
     ".npz": _write_npz,
 }
 """Formats by the ending of the file."""
-
-
-def _tell(left_out: Sequence[LeftOut], number: int, width: int, out: Path) -> None:
-    for item in left_out[:_SHOWN]:
-        _logger.warning(
-            "left out: %s", printable(f"{item.id}: {item.reason}" + f" ({item.detail})" * bool(item.detail))
-        )
-    if len(left_out) > _SHOWN:
-        _logger.warning("left out: %d more; all are in %s", len(left_out) - _SHOWN, report_path(out))
-    _logger.info("%d crystals, %d numbers each: %s", number, width, printable(str(out)))
 
 
 def embed_command(arguments: Sequence[str], prog: str) -> int:

@@ -142,8 +142,11 @@ def write_embeddings(path: str | Path, names: Sequence[str], vectors: Tensor, by
     flat = pa.array(vectors.detach().cpu().contiguous().numpy().ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.size(1))
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table({by: pa.array(names, pa.string()), VECTORS: lists}), temporary, compression="zstd")
-    os.replace(temporary, path)
+    try:
+        pq.write_table(pa.table({by: pa.array(names, pa.string()), VECTORS: lists}), temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_parquet(path: Path) -> pa.Table:

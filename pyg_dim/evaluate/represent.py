@@ -81,7 +81,7 @@ def vector_names(encoder: Encoder, kind: Readout | None = None) -> list[str]:
         ValueError: If the readout is unknown.
     """
     kind = encoder.default_readout if kind is None else kind
-    widths = {kind: encoder.readout_channels(kind)}
+    widths: dict[str, int] = {kind: encoder.readout_channels(kind)}
     if kind == "full":
         sites = encoder.global_level.constituent_channels
         widths = {"global": encoder.channels, "hidden": encoder.output.in_features}

@@ -43,7 +43,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
 
     Args:
         folder: holds :data:`FILE` and :data:`CARD`.
-        repository: ``user/repository``, with or without ``hf://``.
+        repository: ``user/repository``.
         private: whether a new repository is private.
 
     Returns:
@@ -52,7 +52,6 @@ def upload(folder: Path, repository: str, private: bool) -> str:
     Raises:
         ValueError: no name of a repository, no right to write there, no network, or huggingface_hub is not installed.
     """
-    repository = repository.removeprefix(ADDRESS)
     _require_repository(repository)
     client = _hub().HfApi()
     try:

@@ -20,7 +20,7 @@ from pyg_dim.training.checkpoints import (
     read_checkpoint,
     section,
 )
-from pyg_dim.training.hub import CARD, FILE, upload
+from pyg_dim.training.hub import ADDRESS, CARD, FILE, upload
 from pyg_dim.training.weights import WEIGHTS, pack_weights
 
 CARD_SECTION: Final = "card"
@@ -71,7 +71,7 @@ def export(
     try:
         replace_file(out, weights_of(checkpoint))
         if not card.exists():
-            replace_file(card, model_card(checkpoint, out.stem))
+            replace_file(card, model_card(checkpoint, out.stem, out.name))
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}; choose another place") from error
     return card
@@ -103,7 +103,8 @@ def push_to_hub(
     checkpoint = _with_card(source, licence, about)
     with TemporaryDirectory() as folder:
         (Path(folder) / FILE).write_bytes(weights_of(checkpoint))
-        text = model_card(checkpoint, repository.rpartition("/")[2], f"hf://{repository.removeprefix('hf://')}")
+        repository = repository.removeprefix(ADDRESS)
+        text = model_card(checkpoint, repository.rpartition("/")[2], ADDRESS + repository)
         (Path(folder) / CARD).write_text(_front_matter(checkpoint) + text, encoding="utf-8")
         return upload(Path(folder), repository, private)
 
@@ -120,28 +121,25 @@ def weights_of(checkpoint: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: parameters that are no finite numbers.
     """
-    about = checkpoint[SECTION]
-    options = {name: value for name, value in about["options"].items() if name not in _OF_THE_MACHINE}
-    options |= {name: _last_part(options[name]) for name in _PATHS if name in options}
-    data = about["data"] | {"source": _last_part(about["data"]["source"])}
+    checkpoint = _portable(checkpoint)
     tensors = {f"encoder.{name}": value for name, value in encoder_state(checkpoint).items()}
     if (decoder := decoder_of(checkpoint)) is not None:
         tensors |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
-    return pack_weights({**about, "options": options, "data": data}, tensors)
+    return pack_weights(checkpoint[SECTION], tensors)
 
 
-def model_card(checkpoint: Mapping[str, Any], name: str, address: str | None = None) -> str:
+def model_card(checkpoint: Mapping[str, Any], name: str, address: str) -> str:
     """Write what a checkpoint tells of its encoder as a page.
 
     Args:
         checkpoint: from :func:`~pyg_dim.training.checkpoints.read_checkpoint`.
         name: of the encoder.
-        address: what :func:`pyg_dim.load` takes; the name by default.
+        address: what :func:`pyg_dim.load` is given.
 
     Returns:
         Markdown.
     """
-    about, encoder = checkpoint[SECTION], encoder_of(checkpoint, name)
+    about, encoder = _portable(checkpoint)[SECTION], encoder_of(checkpoint, name)
     data, options, card = about["data"], about["options"], _card(checkpoint)
     facts = {
         "architecture": f"{about['model']} ({encoder.source})",
@@ -155,10 +153,11 @@ def model_card(checkpoint: Mapping[str, Any], name: str, address: str | None = N
     }
     lines = [f"# {name}", ""]
     lines += [card["about"], ""] if "about" in card else []
-    lines += ["```python", "import pyg_dim", "", f'encoder = pyg_dim.load("{address or name}")', "```", ""]
+    lines += ["```python", "import pyg_dim", "", f'encoder = pyg_dim.load("{address}")', "```", ""]
     lines += _table(("fact", "value"), facts)
+    settings = {name: value for name, value in {**options, "encoder": about["encoder"]}.items() if value is not None}
     # Another table, since there are many and few are of interest.
-    lines += ["", "## Settings", "", *_table(("option", "value"), {**options, "encoder": about["encoder"]})]
+    lines += ["", "## Settings", "", *_table(("option", "value"), settings)]
     return "\n".join(lines) + "\n"
 
 
@@ -168,6 +167,15 @@ def _with_card(source: Encoder | str | Path, licence: str | None, about: str | N
     given = {name: text for name, text in (("licence", licence), ("about", about)) if text is not None}
     card = {"version": __version__, **_card(checkpoint), **given}
     return {**checkpoint, SECTION: {**checkpoint[SECTION], CARD_SECTION: card}}
+
+
+def _portable(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what its section tells of the machine of its run."""
+    about = checkpoint[SECTION]
+    options = {name: value for name, value in about["options"].items() if name not in _OF_THE_MACHINE}
+    options |= {name: _last_part(options[name]) for name in _PATHS if name in options}
+    data = about["data"] | {"source": _last_part(about["data"]["source"])}
+    return {**checkpoint, SECTION: {**about, "options": options, "data": data}}
 
 
 def _card(checkpoint: Mapping[str, Any]) -> dict[str, str]:
