@@ -34,8 +34,8 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
 
     :meth:`fit` learns nothing from the crystals: it reads the encoder. A fitted embedder carries the weights, so a
     pickle of it (joblib) works where the file is not, with the same numbers to the last bit; one that is not fitted
-    holds the name alone. In a pickle the weights are the bytes of a safetensors file, not a module. Copies and processes
-    share nothing, so ``n_jobs`` of scikit-learn is safe.
+    holds the name alone. In a pickle the weights are the bytes of a safetensors file, not a module. Copies and
+    processes share nothing, so ``n_jobs`` of scikit-learn is safe.
 
     Args:
         model: what :func:`pyg_dim.load` takes: the name of an encoder that comes with the package, a weights file, a

@@ -21,7 +21,9 @@ def test_every_file_that_is_no_program_is_named() -> None:
     for folder in (ROOT / "pyg_dim", ROOT / "models"):
         for path in folder.rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
-                package = ".".join(path.parent.relative_to(ROOT).parts)
+                # A folder of data alone is one of the package that it lies in.
+                home = path.parent if any(path.parent.glob("*.py")) else path.parent.parent
+                package = ".".join(home.relative_to(ROOT).parts)
                 assert any(path.match(pattern) for pattern in SETUP["package-data"].get(package, [])), path
 
 
