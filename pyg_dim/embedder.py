@@ -162,6 +162,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.one_d_array = tags.input_tags.string = tags.input_tags.dict = True
         tags.no_validation = True
+        tags.transformer_tags.preserves_dtype = []  # float32, whatever crystals come as
         return tags
 
 

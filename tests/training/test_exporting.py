@@ -177,7 +177,7 @@ def damaged(about, tensors, change):
         (lambda a, t: a["encoder"].update(wings=2), "wings"),
         (lambda a, t: a["encoder"].update(name="cgcnn"), "make no sitenet encoder"),
         (lambda a, t: a["encoder"].update(critic="builtins.exec"), "unknown critic"),
-        (lambda a, t: a["encoder"].update(critic={"__reduce__": "x"}), "make no sitenet encoder|unhashable"),
+        (lambda a, t: a["encoder"].update(critic={"__reduce__": "x"}), "model 'sitenet': "),
         (lambda a, t: a["encoder"].update(pre_pool="text"), "model 'sitenet': "),
         (lambda a, t: a["encoder"].update(site_channels=10**9), "an option of its encoder is 1000000000"),
         (lambda a, t: a["encoder"].update(pre_pool=[10**9]), "an option of its encoder is 1000000000"),
