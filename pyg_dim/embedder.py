@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyg_dim.data.loader import CrystalLoader
 from pyg_dim.data.objects import read_objects
 from pyg_dim.data.report import LeftOut
-from pyg_dim.evaluate.represent import represent, vector_names
+from pyg_dim.evaluate.represent import NOT_FINITE, represent, vector_names
 from pyg_dim.models.encoder import Encoder, Readout
 from pyg_dim.training.checkpoints import crystal_options, encoder_of, parse_weights, read_checkpoint
 from pyg_dim.training.devices import made_resident
@@ -129,8 +129,11 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
             made_resident(dataset, device), encoder.graph, self.batch_sites, shuffle=False, shard=False
         )
         vectors, rows = represent(encoder, loader, self.readout_, device)
-        places = np.array(dataset.ids.to_pylist(), dtype=np.int64)
-        out[places[rows.numpy()]] = vectors.numpy()
+        out[np.array(dataset.ids.to_pylist(), dtype=np.int64)[rows.numpy()]] = vectors.numpy()
+        lost = {place for place in np.flatnonzero(~np.isfinite(out).all(axis=1)).tolist() if place not in faults}
+        if lost and self.on_bad == "raise":
+            raise ValueError(_complaint({place: LeftOut(str(place), NOT_FINITE) for place in lost}, len(items)))
+        out[list(lost)] = np.nan
         return out
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -25,11 +25,10 @@ from pyg_dim.data import CrystalDataset, CrystalLoader, load_dataset
 from pyg_dim.data.collect import ImportOptions
 from pyg_dim.data.dataset import Oxidation
 from pyg_dim.data.embeddings import write_embeddings
-from pyg_dim.data.importing import report_path
 from pyg_dim.data.reading import open_sources, read_crystals
 from pyg_dim.data.report import LeftOut, printable
 from pyg_dim.data.sources.base import ID_COLUMNS
-from pyg_dim.evaluate.represent import represent, vector_names
+from pyg_dim.evaluate.represent import NOT_FINITE, represent, vector_names
 from pyg_dim.models.encoder import Readout
 from pyg_dim.training.checkpoints import crystal_options, encoder_of, read_checkpoint
 from pyg_dim.training.devices import Accelerator, choose_device, made_resident
@@ -37,8 +36,8 @@ from pyg_dim.training.exporting import export
 
 _logger = logging.getLogger(__name__)
 
-NOT_FINITE: Final = "the encoder gives numbers that are not finite"
-"""Why a crystal is left out that the encoder can make nothing of."""
+REPORT: Final = ".report.json"
+"""What the name of a report has behind that of the file. Not in place of its ending: data may have a report of that name."""
 
 
 def embed(
@@ -61,8 +60,8 @@ def embed(
         model: encoder, what :func:`pyg_dim.load` takes.
         out: file to write. Its ending tells the format: ``.parquet`` (a column of identifiers and one of lists, what
             :func:`pyg_dim.data.embeddings.read_embeddings` reads), ``.csv`` (a column for each number) or ``.npz``
-            (arrays ``ids`` [n] and ``vectors`` [n, D]; no pickle). The report is called alike, ending in
-            ``.report.json``.
+            (arrays ``ids`` [n] and ``vectors`` [n, D]; no pickle). The report has its name with ``.report.json``
+            behind.
         readout: vectors, see :meth:`pyg_dim.models.Encoder.readout`; that of the encoder by default.
         batch_sites: sites that are computed at a time.
         accelerator: where.
@@ -78,7 +77,8 @@ def embed(
             be read, no usable crystal, an option out of range, or a disk that is full.
     """
     out = Path(out)
-    _require_target(out, sources, overwrite)
+    report_path = out.with_name(out.name + REPORT)
+    _require_target(out, report_path, sources, overwrite)
     checkpoint = read_checkpoint(model)
     encoder = encoder_of(checkpoint, model)
     limit, oxidation = crystal_options(checkpoint, model)
@@ -107,7 +107,7 @@ def embed(
     }
     try:
         # The file itself last: where it is new, so is the report.
-        with _replacing(report_path(out)) as file:
+        with _replacing(report_path) as file:
             text = json.dumps(report, indent=1, ensure_ascii=False)
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
         with _replacing(out) as file:
@@ -115,7 +115,7 @@ def embed(
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     if left_out:
-        _logger.warning("%d crystals were left out; %s names each", len(left_out), printable(str(report_path(out))))
+        _logger.warning("%d crystals were left out; %s names each", len(left_out), printable(str(report_path)))
     _logger.info("%d crystals, %d numbers each: %s", len(ids), len(names), printable(str(out)))
     return left_out
 
@@ -140,7 +140,7 @@ def _finite(ids: pa.Array, vectors: Tensor) -> tuple[pa.Array, Tensor, list[Left
     return ids.filter(mask), vectors[finite], faults
 
 
-def _require_target(out: Path, sources: Sequence[str | Path], overwrite: bool) -> None:
+def _require_target(out: Path, report_path: Path, sources: Sequence[str | Path], overwrite: bool) -> None:
     """Look at everything that could be wrong with the file to write before hours of work."""
     if out.suffix not in WRITERS:
         raise ValueError(f"{out}: embeddings are written to files that end with {', '.join(WRITERS)}")
@@ -154,7 +154,7 @@ def _require_target(out: Path, sources: Sequence[str | Path], overwrite: bool) -
             raise ValueError(f"{out} is both a source and the file to write; choose another --out")
         if source.is_dir() and out.suffix == ".parquet" and out.parent.samefile(source):
             raise ValueError(f"{source} is a data set, and {out.name} would become a part of it; choose another --out")
-    for target in (out, report_path(out)):
+    for target in (out, report_path):
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists; --overwrite replaces it")
 

@@ -116,6 +116,19 @@ def test_bad_crystals_become_rows_of_nan_when_asked(embedder, salts):
     assert embedder.transform([ALLOY]).shape == (1, 32)
 
 
+def test_vectors_that_are_not_finite_are_bad_crystals(embedder, salts, monkeypatch):
+    def broken(*arguments):
+        vectors, rows = represent(*arguments)
+        vectors[1, 3] = float("inf")
+        return vectors, rows
+
+    monkeypatch.setattr("pyg_dim.embedder.represent", broken)
+    with pytest.raises(ValueError, match=r"1 of 3 crystals.*X\[1\]: the encoder gives numbers that are not finite"):
+        embedder.fit_transform(salts[:3])
+    vectors = embedder.set_params(on_bad="nan").transform(salts[:3])
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("X", "message"),
     [

@@ -18,8 +18,8 @@ from pyg_dim import embedding, models
 from pyg_dim.cli import main
 from pyg_dim.data import CrystalLoader, load_dataset
 from pyg_dim.data.embeddings import read_embeddings
-from pyg_dim.embedding import NOT_FINITE, embed
-from pyg_dim.evaluate.represent import represent
+from pyg_dim.embedding import embed
+from pyg_dim.evaluate.represent import NOT_FINITE, represent
 from pyg_dim.training import export, load_encoder
 
 ALLOY = Structure(Lattice.cubic(3.8), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
@@ -99,8 +99,8 @@ def test_what_is_left_out_is_told_by_name_and_reason(cifs, weights, capsys):
     assert main(["embed", "cifs", "--model", str(weights), "--out", "e.parquet"]) == 0
     out = capsys.readouterr().out
     assert "left out, partial occupancy: 1 (mixed (Cu:0.5 Au:0.5))" in out
-    assert "1 crystals were left out; e.report.json names each" in out
-    report = json.loads((cifs / "e.report.json").read_text())
+    assert "1 crystals were left out; e.parquet.report.json names each" in out
+    report = json.loads((cifs / "e.parquet.report.json").read_text())
     assert report["rejected"] == [{"id": "mixed", "reason": "partial occupancy", "detail": "Cu:0.5 Au:0.5"}]
     assert (report["read"], report["embedded"], report["numbers"], report["readout"]) == (3, 2, 32, "global")
     assert report["model"] == str(weights)
@@ -154,10 +154,10 @@ def test_user_errors_are_one_message_and_nothing_is_written(cifs, weights, capsy
 
 def test_an_old_file_is_replaced_when_told_to(cifs, weights):
     (cifs / "e.parquet").write_text("old")
-    (cifs / "e.report.json").write_text("old")
+    (cifs / "e.parquet.report.json").write_text("old")
     embed(["cifs"], weights, "e.parquet", overwrite=True)
     assert read_embeddings("e.parquet").names == ["a", "b"]
-    assert json.loads((cifs / "e.report.json").read_text())["embedded"] == 2
+    assert json.loads((cifs / "e.parquet.report.json").read_text())["embedded"] == 2
     assert pq.read_schema("e.parquet").names == ["immutable_id", "embedding"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from pyg_dim.data import keys
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.models.encoder import Encoder, Readout
+
+NOT_FINITE: Final = "the encoder gives numbers that are not finite"
+"""Why a crystal has no embedding that the encoder can make nothing of."""
 
 
 def represent(
