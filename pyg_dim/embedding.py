@@ -37,7 +37,7 @@ from pyg_dim.training.exporting import export
 _logger = logging.getLogger(__name__)
 
 REPORT: Final = ".report.json"
-"""What the name of a report has behind that of the file. Not in place of its ending: data may have a report of that name."""
+"""What the name of a report has behind that of the file; not in place of its ending, where an import has its own."""
 
 
 def embed(
@@ -87,6 +87,10 @@ def embed(
     encoder.set_kernels(device.type == "cpu")
     dtype = next(encoder.parameters()).dtype
     dataset = _read(sources, limit if max_sites is None else max_sites, oxidation, dtype)
+    if dataset.amount is not None and encoder.needs_structure:
+        raise ValueError(
+            f"{sources[0]} holds formulas, and {model} is a {encoder.name} encoder, which needs structures"
+        )
     loader = CrystalLoader(made_resident(dataset, device), encoder.graph, batch_sites, shuffle=False, shard=False)
     vectors, rows = represent(encoder, tqdm(loader, desc="embed", unit="batch", disable=None), readout, device)
     ids, vectors, faults = _finite(dataset.ids.take(pa.array(rows.numpy())), vectors)

@@ -95,6 +95,21 @@ def test_every_kind_of_source(cifs, weights):
         torch.testing.assert_close(table.vectors, vectors, rtol=1e-4, atol=1e-5)
 
 
+def test_formulas_go_to_encoders_that_need_no_structure(cifs, weights):
+    (cifs / "formulas.csv").write_text("id,formula\na,NaCl\nb,Fe2O3\nc,Qq2\n")
+    export(models.build("roost"), "roost.safetensors")
+    left_out = embed(["formulas.csv"], "roost.safetensors", "e.csv")
+    assert [item.id for item in left_out] == ["c"]
+    table = read_embeddings("e.csv")
+    names, vectors = expected("roost.safetensors", "formulas.csv")
+    assert table.names == names == ["a", "b"]
+    assert torch.equal(table.vectors.float(), vectors)
+    with pytest.raises(
+        ValueError, match=r"formulas\.csv holds formulas, and .* is a sitenet encoder, which needs struct"
+    ):
+        embed(["formulas.csv"], weights, "f.csv")
+
+
 def test_what_is_left_out_is_told_by_name_and_reason(cifs, weights, capsys):
     assert main(["embed", "cifs", "--model", str(weights), "--out", "e.parquet"]) == 0
     out = capsys.readouterr().out

@@ -180,11 +180,11 @@ def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
         The encoder.
 
     Raises:
-        ValueError: an architecture, or options of it, that are not known here.
+        ValueError: an architecture, or options of it, that are not known here, or parameters that are not finite.
     """
     about = checkpoint[SECTION]
     state = encoder_state(checkpoint)
-    _require_sizes(about["encoder"], sum(value.numel() for value in state.values()), path)
+    _require_plain(about["encoder"], sum(value.numel() for value in state.values()), path)
     try:
         encoder = models.build(about["model"], **about["encoder"])
     except (TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -192,6 +192,9 @@ def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
         raise ValueError(f"{path} is damaged: its options make no {about['model']} encoder: {error}") from error
     encoder.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     load_encoder_state(encoder, checkpoint, path)
+    # Not the buffers: vectors of elements may have gaps.
+    if broken := [name for name, value in encoder.named_parameters() if not value.isfinite().all()]:
+        raise ValueError(f"{path}: {broken[0]!r} holds values that are no finite numbers")
     encoder.decoder = decoder_of(checkpoint)
     if encoder.decoder is not None and encoder.decoder.in_features != encoder.channels:
         raise ValueError(f"{path} is damaged: its layer of fingerprints is of another representation")
@@ -201,13 +204,15 @@ def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
     return encoder.eval()
 
 
-def _require_sizes(value: Any, limit: int, path: str | Path) -> None:
-    """Refuse options that ask for more memory than the parameters of the file can fill, before it is taken."""
+def _require_plain(value: Any, limit: int, path: str | Path) -> None:
+    """Refuse options that ask for more memory than the parameters of the file can fill, or that name files."""
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            _require_sizes(part, limit, path)
+            _require_plain(part, limit, path)
     elif isinstance(value, int) and abs(value) > limit:
         raise ValueError(f"{path} is damaged: an option of its encoder is {value}, and it has {limit} numbers in all")
+    elif isinstance(value, str) and not value.isidentifier():
+        raise ValueError(f"{path} is damaged: an option of its encoder is {value!r}, which is no name of a choice")
 
 
 def decoder_of(checkpoint: Mapping[str, Any]) -> torch.nn.Linear | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 WEIGHTS: Final = ".safetensors"
@@ -38,10 +37,8 @@ def pack_weights(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> byt
         The bytes.
 
     Raises:
-        ValueError: a value that JSON does not know, or numbers that are not finite.
+        ValueError: a value that JSON does not know.
     """
-    for name, value in tensors.items():
-        _require_finite(name, value, "the encoder")
     try:
         text = json.dumps(about, allow_nan=False)
     except TypeError as error:
@@ -60,8 +57,7 @@ def unpack_weights(data: bytes, source: str | Path) -> tuple[Any, dict[str, Tens
         What it says about the encoder, plain values that have not been looked at; and its tensors, on the CPU.
 
     Raises:
-        ValueError: a foreign, truncated or damaged file, a header beyond :data:`MAX_HEADER`, or numbers that are not
-            finite.
+        ValueError: a foreign, truncated or damaged file, or a header beyond :data:`MAX_HEADER`.
     """
     header = _header(data, source)
     metadata = header.get(_METADATA)
@@ -72,8 +68,6 @@ def unpack_weights(data: bytes, source: str | Path) -> tuple[Any, dict[str, Tens
         tensors = safetensors.torch.load(data)
     except Exception as error:  # foreign bytes give errors of several types
         raise ValueError(f"{source} is damaged or truncated: {error}") from error
-    for name, value in tensors.items():
-        _require_finite(name, value, str(source))
     return about, tensors
 
 
@@ -118,8 +112,3 @@ def _read_json(text: str | bytes, what: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from error
-
-
-def _require_finite(name: str, value: Tensor, where: str) -> None:
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        raise ValueError(f"{where}: {name!r} holds values that are no finite numbers")

@@ -66,6 +66,15 @@ def test_every_architecture_in_either_precision(name, tmp_path):
         assert not again.training
 
 
+def test_vectors_of_elements_with_gaps_go_with_the_file(tmp_path):
+    encoder = models.build("roost", elements="magpie", layers=1)
+    export(encoder, tmp_path / "e.safetensors")
+    again = load_encoder(tmp_path / "e.safetensors")
+    assert again.config == encoder.config
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
+
+
 def test_an_encoder_in_memory_keeps_its_decoder_and_readout(checkpoint, tmp_path):
     encoder = load_encoder(checkpoint)
     card = export(encoder, tmp_path / "memory.safetensors", licence="MIT")
@@ -176,12 +185,20 @@ def damaged(about, tensors, change):
         (lambda a, t: a.pop("options"), "no 'options'"),
         (lambda a, t: a["encoder"].update(wings=2), "wings"),
         (lambda a, t: a["encoder"].update(name="cgcnn"), "make no sitenet encoder"),
-        (lambda a, t: a["encoder"].update(critic="builtins.exec"), "unknown critic"),
+        (lambda a, t: a["encoder"].update(critic="exec"), "unknown critic 'exec'"),
         (lambda a, t: a["encoder"].update(critic={"__reduce__": "x"}), "model 'sitenet': "),
         (lambda a, t: a["encoder"].update(pre_pool="text"), "model 'sitenet': "),
         (lambda a, t: a["encoder"].update(site_channels=10**9), "an option of its encoder is 1000000000"),
         (lambda a, t: a["encoder"].update(pre_pool=[10**9]), "an option of its encoder is 1000000000"),
         (lambda a, t: a["encoder"].update(local_channels=16), "another shape"),
+        (
+            lambda a, t: a["encoder"].update(noise="/etc/elements.csv"),
+            "'/etc/elements.csv', which is no name of a choice",
+        ),
+        (
+            lambda a, t: t["encoder.output.weight"].fill_(float("nan")),
+            "'output.weight' holds values that are no finite",
+        ),
         (lambda a, t: a["options"].update(readout="__init__"), "unknown readout"),
         (lambda a, t: t.pop("encoder.output.weight"), "another shape"),
         (lambda a, t: t.update({"encoder.extra": torch.ones(2)}), "another shape"),
