@@ -17,7 +17,7 @@ myst_heading_anchors = 3
 
 nitpicky = True  # a reference without a target is a warning
 # Types of other libraries, whose pages a build would have to fetch.
-nitpick_ignore_regex = [("py:(class|exc)", r"(?!pyg_dim\.).*")]
+nitpick_ignore_regex = [("py:(class|exc)", r"(?!pyg_dim\.).*"), ("py:obj", r"typing\..*")]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -92,7 +92,7 @@ def fit_probes(
     ``auto`` takes the candidate with the lowest mean absolute error on labels that it has not seen; these predictions
     are leave-one-out for ridge and the Gaussian process (with parameters found from all n labels) and out-of-bag for
     trees. ``blend`` mixes the candidates by such errors, see :func:`blend_of`. What they choose among is told of
-    common labels by the trees, see :func:`candidates_of`.
+    common labels by the trees, see :func:`~pyg_dim.evaluate.regressors.candidates_of`.
 
     Args:
         x: [n, D] features of the labelled rows.

@@ -34,8 +34,9 @@ def write_tables(study: Study, page: Path | None = None) -> Path:
 
     Args:
         study: The experiment.
-        page: A Markdown page with markers (see :func:`pyg_dim.evaluate.formatting.fill`) named after the sections,
-            such as ``representations-random``, that is filled too; sections without a place are told.
+        page: A Markdown page that is filled too, between the markers ``<!-- begin: NAME -->`` and
+            ``<!-- end: NAME -->`` with the name of a section, such as ``representations-random``; sections without a
+            place are told.
 
     Returns:
         The file ``tables-<split>.md`` in the folder of the experiment.

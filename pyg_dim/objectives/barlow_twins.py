@@ -170,7 +170,7 @@ class BarlowTwins(nn.Module):
             batch: crystal batch with its graph, or another view of one.
 
         Returns:
-            [B, D], a linear map of :meth:`Encoder.activated`.
+            [B, D], a linear map of :meth:`pyg_dim.models.Encoder.activated`.
         """
         return self.projector(self.encoder.activated(self.encoder(batch)))
 

@@ -49,7 +49,7 @@ class FineTuneOptions:
         dim_decay: factor of that weight from one epoch to the next; below a hundredth of the first one it is left out.
         readout: what the head sees, "global" or "full"; see :meth:`pyg_dim.models.Encoder.readout`.
         loss: on normalised labels, "l1", "mse" or "robust_l1"; early stopping goes by the mean absolute error.
-        head: "hidden" or "residual", see :class:`~pyg_dim.objectives.Supervised`.
+        head: "hidden" or "residual", see :class:`~pyg_dim.objectives.supervised.Supervised`.
         head_channels: width of the last hidden layer of the head.
         log_target: learn the logarithm of the label: for positive labels that spread over orders of magnitude.
 
