@@ -156,9 +156,7 @@ def train(options: TrainOptions) -> RunResult:
         torch.distributed.destroy_process_group()
     summary = None
     if trainer.is_global_zero:
-        _logger.info(
-            "trained, and saved in %s; comparing it with the untrained encoder: Ctrl-C leaves that out", directory
-        )
+        _logger.info("trained and saved; comparing it with the untrained encoder, which Ctrl-C leaves out")
         notes = coverage_notes(metrics)
         if is_trained:
             notes.append("the run was taken up after its last epoch; its losses in training stand in TensorBoard alone")

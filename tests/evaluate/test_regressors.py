@@ -17,6 +17,7 @@ from pyg_dim.evaluate.regressors import (
     MARGIN,
     MEDIAN_TREES,
     NETWORK,
+    PLAIN_FOREST,
     PROBES,
     RANDOM_FOREST,
     RIDGE,
@@ -44,7 +45,7 @@ def problem(labels: int, function=LINEAR, noise: float = 0.0, features: int = 5,
     return x, function(x) + noise * generator.normal(size=labels), x_test, function(x_test)
 
 
-TREES_OF_CHANCE = (EXTRA_TREES, MEDIAN_TREES, RANDOM_FOREST)
+TREES_OF_CHANCE = (EXTRA_TREES, MEDIAN_TREES, PLAIN_FOREST, RANDOM_FOREST)
 
 
 def error(prediction, y: np.ndarray) -> float:
@@ -84,7 +85,7 @@ def test_what_is_asked_for_comes_in_its_order_and_alike_alone_or_together():
         (alone,) = fit_probes(x, y, x_test, [probe], seed=2).values()
         np.testing.assert_array_equal(alone.test, found[probe].test)
         assert alone.test.shape == (200,)
-        assert (alone.unseen is None) == (probe in (DUMMY, LEAST_SQUARES, NETWORK))
+        assert (alone.unseen is None) == (probe in (DUMMY, LEAST_SQUARES, NETWORK, PLAIN_FOREST))
         assert bool(alone.chosen) == (probe in (AUTO, BLEND))
     assert not np.array_equal(fit_probes(x, y, x_test, [EXTRA_TREES])[EXTRA_TREES].test, found[EXTRA_TREES].test)
 

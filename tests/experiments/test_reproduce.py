@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, RIDGE
@@ -73,4 +75,4 @@ def test_descriptors_are_those_of_the_crystals(small):
 
 def test_matbench_has_folds_of_its_own(small):
     with pytest.raises(ValueError, match="--split random"):
-        FIGURES["matbench"](study_module.replace(small, split="formula"))
+        FIGURES["matbench"](dataclasses.replace(small, split="formula"))
