@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.dataset import CrystalDataset
-from pyg_dim.data.elements import atomic_numbers
+from pyg_dim.data.formula import parse_formulas
 from pyg_dim.data.parquet import is_numeric, readable
 from pyg_dim.data.sources.base import ID_COLUMNS
 
@@ -206,21 +206,17 @@ def _numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.array(values.cast(kind).to_numpy(zero_copy_only=False))
 
 
-def _compositions(texts: Sequence[str], source: str) -> list[tuple[tuple[str, float], ...]]:
+def _compositions(texts: Sequence[str], source: str) -> list[tuple[tuple[int, float], ...]]:
     """Elements with their shares, which formulas of one composition have in common."""
-    from pymatgen.core import Composition
-
-    known: dict[str, tuple[tuple[str, float], ...]] = {}
-    for text in dict.fromkeys(texts):
-        try:
-            amounts = Composition(text).get_el_amt_dict()
-        except Exception as error:  # pymatgen meets foreign text with errors of several types
-            raise ValueError(f"{source}: {text!r} is no formula") from error
-        # What begins with an X is a species of its own to pymatgen.
-        if not amounts.keys() <= atomic_numbers().keys() or not sum(amounts.values()) > 0:
-            raise ValueError(f"{source}: {text!r} is no formula")
-        # As many digits as data sets write.
-        written = {symbol: float(f"{amount:g}") for symbol, amount in amounts.items()}
-        total = sum(written.values())
-        known[text] = tuple(sorted((symbol, round(amount / total, _DIGITS)) for symbol, amount in written.items()))
+    unique = list(dict.fromkeys(texts))
+    found = parse_formulas(unique)
+    for row, (reason, _) in found.faults.items():
+        raise ValueError(f"{source}: {unique[row]!r} is no formula: {reason}")
+    # As many digits as data sets write.
+    written = np.array([float(f"{amount:g}") for amount in found.amount])
+    ends = found.counts.cumsum().tolist()
+    known: dict[str, tuple[tuple[int, float], ...]] = {}
+    for text, begin, end in zip(unique, [0, *ends], ends, strict=False):
+        share = (written[begin:end] / written[begin:end].sum()).round(_DIGITS)
+        known[text] = tuple(zip(found.z[begin:end].tolist(), share.tolist(), strict=True))
     return [known[text] for text in texts]

@@ -50,13 +50,20 @@ def teacher_embeddings(options: TrainOptions, dataset: CrystalDataset) -> Tensor
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no checkpoint, network or table, or a table without any of the crystals.
+        ValueError: a file that is no checkpoint, network or table, a table without any of the crystals, or a teacher
+            that needs structures where there are formulas.
     """
     assert options.teacher is not None  # noqa: S101 - the options have been checked
     if is_table(options):
         vectors = read_embeddings(options.teacher).of(dataset)
     else:
-        vectors = _embed(_teacher(options), options, dataset)
+        teacher = _teacher(options)
+        if dataset.amount is not None and teacher.needs_structure:
+            raise ValueError(
+                f"--teacher {options.teacher} needs structures, and {options.data} holds formulas: give a table of its "
+                "embeddings, which pyg-dim embed writes"
+            )
+        vectors = _embed(teacher, options, dataset)
     _logger.info("teacher: %s, %d numbers a crystal", options.teacher, vectors.size(1))
     if missing := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         some = ", ".join(dataset.ids.take(missing[:_EXAMPLES]).to_pylist())

@@ -102,7 +102,7 @@ def test_crystals_that_do_not_match(tmp_path, three):
         read_embeddings(path).of(three)
     for text in ("no formula", "Xx2", ""):
         write_embeddings(path, ["NaCl", text, "KBr"], VECTORS, by="formula")
-        with pytest.raises(ValueError, match=rf"table\.parquet: '{text}' is no formula"):
+        with pytest.raises(ValueError, match=rf"table\.parquet: '{text}' is no formula: "):
             read_embeddings(path).of(three)
 
 

@@ -70,6 +70,14 @@ def test_an_encoder_embeds_every_crystal_of_the_run(options, teacher):
     assert objective.projector.out_features == 8
 
 
+def test_a_teacher_of_structures_is_refused_for_formulas(options, teacher, tmp_path):
+    formulas = tmp_path / "formulas.csv"
+    formulas.write_text("formula,gap\n" + "".join(f"Fe{n}O3,{n}\n" for n in range(1, 9)))
+    chosen = options(objective="distillation", teacher=teacher, data=str(formulas), model="roost", encoder={})
+    with pytest.raises(ValueError, match=r"needs structures, and .*formulas\.csv holds formulas: give a table"):
+        prepare_data(chosen)
+
+
 def test_a_network_of_crystal_twins(options):
     weights, atoms = FIXTURES / "crystal_twins_weights_barlow.npz", FIXTURES / "cgcnn_atom_init.npz"
     if not weights.exists():
