@@ -18,6 +18,7 @@ from pyg_dim.models.element_vectors import ElementVectors
 from pyg_dim.models.encoder import Encoder, Representation
 from pyg_dim.models.residual import ResidualNetwork
 from pyg_dim.models.weighted_attention import WeightedAttention
+from pyg_dim.native.pair_rows import PairRows, pair_rows
 from pyg_dim.rows import group_share
 
 
@@ -130,10 +131,14 @@ class Roost(Encoder):
         weight = fraction.index_select(0, source)
         embedded = self.embed_element(self.elements(batch.z))
         node = torch.cat([embedded, fraction[:, None].to(embedded.dtype)], dim=1)
+        rows = self._rows(source, target, node)
         for attention, level in zip(self.messages, self.message_levels, strict=True):
-            pairs = Constituents((node, target), (node, source))
+            if rows is None:
+                heads = attention(Constituents((node, target), (node, source)), weight, target, nodes)
+            else:
+                heads = attention.fused(node, weight, target, rows)
             node = level(
-                node + attention(pairs, weight, target, nodes).mean(dim=1),
+                node + heads.mean(dim=1),
                 constituents=Constituents((node, source), (fraction[:, None], source)),
                 index=target,
                 weight=weight,
@@ -144,3 +149,12 @@ class Roost(Encoder):
             self.output(hidden), constituents=node, index=batch.batch, hidden=hidden, weight=fraction
         )
         return Representation(crystal, hidden, node)
+
+    def _rows(self, source: Tensor, target: Tensor, node: Tensor) -> PairRows | None:
+        """The pairs in rows; None where no kernel serves them."""
+        if not self.kernels or not self.messages[0].has_kernel(node):
+            return None
+        try:
+            return pair_rows(source, target, node.size(0))
+        except ValueError:  # not sorted by target
+            return None

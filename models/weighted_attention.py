@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyg_dim import native
 from pyg_dim.constituents import Constituents
+from pyg_dim.native.pair_heads import gate_pairs, sum_pairs
+from pyg_dim.native.pair_rows import PairRows
 
 _EPS = 1e-10
 """Added to sums of weights, as published."""
@@ -41,8 +44,9 @@ class WeightedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.gate_channels = heads, gate_channels
+        self._widths = [heads * gate_channels, heads * message_channels]
         # The hidden layers of all gates, then those of all messages.
-        self.hidden = nn.Linear(in_channels, heads * (gate_channels + message_channels))
+        self.hidden = nn.Linear(in_channels, sum(self._widths))
         self.gate_weight = nn.Parameter(torch.empty(heads, gate_channels))
         self.gate_bias = nn.Parameter(torch.empty(heads))
         self.message_weight = nn.Parameter(torch.empty(heads, out_channels, message_channels))
@@ -74,19 +78,55 @@ class WeightedAttention(nn.Module):
         out = members.linear(self.hidden)
         # Sums over members, and exponentials, in float32 at least.
         exact = F.leaky_relu(out.to(torch.promote_types(out.dtype, torch.float32)))
-        gates, messages = exact.split(
-            [self.heads * self.gate_channels, exact.size(1) - self.heads * self.gate_channels], 1
+        gates, messages = exact.split(self._widths, dim=1)
+        gate = (gates.unflatten(1, (self.heads, -1)) * self.gate_weight).sum(-1)
+        share = self._shares(gate, weight, index, groups)
+        messages = (share[:, :, None] * messages.unflatten(1, (self.heads, -1))).flatten(1)
+        pooled = messages.new_zeros(groups, messages.size(1)).index_add(0, index, messages)
+        return self._messages(pooled.unflatten(1, (self.heads, -1)).to(out.dtype), share, index)
+
+    def fused(self, node: Tensor, weight: Tensor, index: Tensor, rows: PairRows) -> Tensor:
+        """:meth:`forward` of the pairs (node of the target, node of the source), by kernels that build no pair.
+
+        Args:
+            node: [N, in_channels / 2] nodes.
+            weight: [E] weights above zero.
+            index: [E] target of each pair, sorted.
+            rows: the same pairs in rows.
+
+        Returns:
+            [N, heads, out_channels].
+        """
+        halves = [self.hidden.in_features // 2] * 2
+        (gate_target, gate_source), (message_target, message_source) = (
+            part.split(halves, dim=1) for part in self.hidden.weight.split(self._widths)
         )
-        gate = (gates.unflatten(1, (self.heads, -1)) * self.gate_weight).sum(-1) + self.gate_bias
+        gate_bias, message_bias = self.hidden.bias.split(self._widths)
+        gate = gate_pairs(F.linear(node, gate_target, gate_bias), F.linear(node, gate_source), self.gate_weight, rows)
+        share = self._shares(gate, weight, index, node.size(0))
+        pooled = sum_pairs(F.linear(node, message_target, message_bias), F.linear(node, message_source), share, rows)
+        return self._messages(pooled, share, index)
+
+    def has_kernel(self, node: Tensor) -> bool:
+        """Whether :meth:`fused` serves nodes of this type, on this machine."""
+        widths = [width // self.heads for width in self._widths]
+        return native.usable(node.new_empty(0), self.hidden.weight.new_empty(0)) and all(
+            native.serves("pair_heads", node.dtype, HEADS=self.heads, CHANNELS=width) for width in widths
+        )
+
+    def _shares(self, gate: Tensor, weight: Tensor, index: Tensor, groups: int) -> Tensor:
+        """[n, heads] a of each member."""
+        gate = gate + self.gate_bias
         # With its gradient: without, the small number added below would leave one where there is none.
         highest = gate.new_zeros(groups, self.heads).scatter_reduce(
             0, index[:, None].expand_as(gate), gate, "amax", include_self=False
         )
         share = weight.to(gate.dtype)[:, None] ** self.power * (gate - highest.index_select(0, index)).exp()
         total = gate.new_zeros(groups, self.heads).index_add(0, index, share) + _EPS
-        share = share / total.index_select(0, index)
-        messages = (share[:, :, None] * messages.unflatten(1, (self.heads, -1))).flatten(1)
-        pooled = messages.new_zeros(groups, messages.size(1)).index_add(0, index, messages)
-        mass = gate.new_zeros(groups, self.heads).index_add(0, index, share)
-        pooled = torch.einsum("ghm,hom->gho", pooled.unflatten(1, (self.heads, -1)).to(out.dtype), self.message_weight)
+        return share / total.index_select(0, index)
+
+    def _messages(self, pooled: Tensor, share: Tensor, index: Tensor) -> Tensor:
+        """[G, heads, out_channels] from the [G, heads, message_channels] sums of hidden layers."""
+        mass = share.new_zeros(pooled.shape[:2]).index_add(0, index, share)
+        pooled = torch.einsum("ghm,hom->gho", pooled, self.message_weight)
         return pooled + mass.to(pooled.dtype)[:, :, None] * self.message_bias

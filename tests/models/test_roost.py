@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_dim import record
+from pyg_dim import native, record
 from pyg_dim.constituents import Constituents
 from pyg_dim.data import CompositionDataset
 from pyg_dim.data.elements import symbols
@@ -57,6 +57,29 @@ def test_large_gates_do_not_overflow() -> None:
     out.sum().backward()
     assert out.isfinite().all()
     assert z.grad.isfinite().all()
+
+
+@pytest.mark.skipif(native.fault() is not None, reason="kernels cannot be built here")
+def test_kernels_give_the_numbers_and_gradients_of_the_plain_path(monkeypatch) -> None:
+    model = Roost(**SMALL | {"hidden_channels": 32}).double()
+    batch = batch_of_formulas(model, TEXTS)
+    calls, fused = [], WeightedAttention.fused
+    monkeypatch.setattr(WeightedAttention, "fused", lambda *given: calls.append(1) or fused(*given))
+    found = []
+    for enabled in (False, True):
+        model.set_kernels(enabled)
+        model.zero_grad()
+        out = model(batch)
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(calls) == len(model.messages)
+    assert len(found[0]) == len(found[1])
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    # Pairs that are not sorted by target take the plain path.
+    batch.edge_index = batch.edge_index.flip(1)
+    torch.testing.assert_close(model(batch), found[0][0], rtol=1e-10, atol=1e-12)
+    assert len(calls) == len(model.messages)
 
 
 def test_residual_layers_go_around_by_the_identity_where_they_can() -> None:

@@ -158,6 +158,11 @@ def test_every_stage(name: str) -> None:
     close(seen["heads"][0].mean(dim=1), stored["out/material_embedding"])
     close(out.crystal, stored["out/trunk_pre_relu"])
     close(head(model.activated(out.crystal)), stored["out/output"])
+    # The kernels serve the widths of roost_full.npz.
+    model.set_kernels(True)
+    fused = model.represent(batch)
+    close(fused.site, stored["out/node_fea_3"])
+    close(fused.crystal, stored["out/trunk_pre_relu"])
 
 
 def test_robust_loss_and_all_gradients() -> None:
