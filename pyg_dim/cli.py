@@ -33,6 +33,7 @@ from pyg_dim.evaluate.compare import compare
 from pyg_dim.evaluate.compare_figure import write_figure
 from pyg_dim.experiments.commands import probe_command, reproduce_command, transfer_command
 from pyg_dim.models import MODELS
+from pyg_dim.native.allocator import keep_freed_memory
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
 from pyg_dim.training.finished import read_runs
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     chosen = parser.parse_args(arguments)
     command, _ = COMMANDS[chosen.command]
     _show_log()
+    keep_freed_memory()
     try:
         return command(chosen.arguments, prog or f"pyg-dim {chosen.command}")
     except Interrupted as stop:
