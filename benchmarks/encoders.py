@@ -1,7 +1,7 @@
 """Every encoder: a supervised step against its published program, with Deep InfoMax, while recording; embedding.
 
 The published programs are matgl (``pip install matgl==4.1.2``; left out where it is not installed) for MEGNet, and for
-CGCNN and ALIGNN their formulas as they stand, in ``published.py``, checked to give the same numbers as ours.
+CGCNN, ALIGNN and Roost their formulas as they stand, in ``published.py``, checked to give the same numbers as ours.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from pyg_dim import record
 from pyg_dim.data import CrystalDataset, CrystalLoader, load_dataset
 from pyg_dim.level import Level
-from pyg_dim.models import MODELS, Encoder, build
+from pyg_dim.models import MODELS, build
 from pyg_dim.models.batch_norm import BatchNorm
 from pyg_dim.objectives.deep_infomax import DeepInfoMax
 
 PUBLISHED = "published program"
 SUPERVISED = "supervised"
+WITH_KERNELS = ("roost", "sitenet")
+"""Encoders with kernels of their own; of the others kernels serve the critics alone."""
 SMALL_ALIGNN = {"alignn_layers": 2, "gcn_layers": 2, "hidden_channels": 64}
 
 
@@ -129,8 +131,7 @@ def programs(
     calls = {SUPERVISED: learn(lambda: head(encoder(batch))), "Deep InfoMax": pretrain, "embedding": embed}
     found |= {title: switched(call, False) for title, call in calls.items()}
     found["supervised, recorded"] = switched(learn(recorded), False)
-    # Of most encoders kernels serve the critics alone.
-    served = calls if type(encoder).set_kernels is not Encoder.set_kernels else {"Deep InfoMax": pretrain}
+    served = calls if name in WITH_KERNELS else {"Deep InfoMax": pretrain}
     found |= {f"{title}, kernels": switched(call, True) for title, call in served.items()}
 
     width = [f"{batch.z.numel() / len(dataset):.1f} sites", f"{batch.edge_index.size(1) / len(dataset):.0f} edges"]
@@ -148,6 +149,8 @@ def published_program(name: str, encoder: Any, batch: Any, head: nn.Module) -> C
         width = encoder.output.in_features
         unused = nn.ModuleList([BatchNorm(width), BatchNorm(width)]).to(batch.pos.device)
         run = lambda: published.alignn(encoder, batch, unused)  # noqa: E731
+    elif name == "roost":
+        run = lambda: published.roost(encoder, batch)  # noqa: E731
     else:
         return None
     encoder.eval()

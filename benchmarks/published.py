@@ -1,4 +1,4 @@
-"""CGCNN and ALIGNN step by step as their authors' programs compute them, for side by side timings.
+"""CGCNN, ALIGNN and Roost step by step as their authors' programs compute them, for side by side timings.
 
 The parameters are those of an encoder of this package; the benchmark checks that both give the same numbers.
 """
@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_dim.models import ALIGNN, CGCNN
+from pyg_dim.models import ALIGNN, CGCNN, Roost
 from pyg_dim.models.edge_gated import EPSILON, EdgeGatedConvolution
+from pyg_dim.models.weighted_attention import WeightedAttention
+from pyg_dim.rows import group_share
 
 
 def cgcnn(encoder: CGCNN, batch: Any, edge: Tensor) -> Tensor:
@@ -75,3 +77,41 @@ def alignn(encoder: ALIGNN, batch: Any, unused_norms: Any) -> Tensor:
         x, y = _edge_gated(convolution, x, y, source, target, convolution.edge_norm or unused_norms[1])
     sums = x.new_zeros(batch.num_graphs, x.size(1)).index_add(0, batch.batch, x)
     return encoder.output(sums / batch.ptr.diff()[:, None])
+
+
+def _weighted_attention(layer: WeightedAttention, z: Tensor, weight: Tensor, index: Tensor, groups: int) -> Tensor:
+    gates = layer.heads * layer.gate_channels
+    weights, biases = layer.hidden.weight.split([gates, layer.hidden.out_features - gates]), layer.hidden.bias
+    gate_weights, gate_biases = weights[0].chunk(layer.heads), biases[:gates].chunk(layer.heads)
+    message_weights, message_biases = weights[1].chunk(layer.heads), biases[gates:].chunk(layer.heads)
+    place, heads = index[:, None], []
+    for head in range(layer.heads):
+        hidden = F.leaky_relu(F.linear(z, gate_weights[head], gate_biases[head]))
+        gate = F.linear(hidden, layer.gate_weight[head : head + 1], layer.gate_bias[head : head + 1])
+        highest = gate.new_zeros(groups, 1).scatter_reduce(0, place, gate, "amax", include_self=False)
+        gate = weight[:, None] ** layer.power[head] * (gate - highest[index]).exp()
+        gate = gate / (gate.new_zeros(groups, 1).index_add(0, index, gate)[index] + 1e-10)
+        hidden = F.leaky_relu(F.linear(z, message_weights[head], message_biases[head]))
+        message = F.linear(hidden, layer.message_weight[head], layer.message_bias[head])
+        heads.append(message.new_zeros(groups, message.size(1)).index_add(0, index, gate * message))
+    return torch.stack(heads).mean(dim=0)
+
+
+def roost(encoder: Roost, batch: Any) -> Tensor:
+    """Roost head by head, with the concatenated vectors of every pair and a message of each.
+
+    Args:
+        encoder: the encoder.
+        batch: batch of formulas with its pairs.
+
+    Returns:
+        [B, D] output of the trunk.
+    """
+    source, target = batch.edge_index
+    fraction = group_share(batch.amount, batch.batch, batch.num_graphs)
+    x = torch.cat([encoder.embed_element(encoder.elements(batch.z)), fraction[:, None]], dim=1)
+    for layer in encoder.messages:
+        pairs = torch.cat([x[target], x[source]], dim=1)
+        x = x + _weighted_attention(layer, pairs, fraction[source], target, batch.z.numel())
+    pooled = _weighted_attention(encoder.pool, x, fraction, batch.batch, batch.num_graphs)
+    return encoder.output(encoder.trunk(pooled))

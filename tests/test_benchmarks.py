@@ -258,12 +258,14 @@ def test_processes(tmp_path, data, monkeypatch) -> None:
 
 
 def test_models(tmp_path, data) -> None:
-    words = ["--models", "alignn", "megnet", "--crystals", 3, "--rounds", 1, "--small-alignn", "--plain"]
+    words = ["--models", "alignn", "megnet", "roost", "--crystals", 3, "--rounds", 1, "--small-alignn", "--plain"]
     made = called("models", tmp_path, "--data", data, *words)
-    assert [table["title"].split(":")[0] for table in made["tables"]] == ["**alignn**", "**megnet**"]
+    assert [table["title"].split(":")[0] for table in made["tables"]] == ["**alignn**", "**megnet**", "**roost**"]
     variants = {row["variant"] for row in made["tables"][0]["rows"]}
     ours = {"supervised", "supervised, recorded", "Deep InfoMax", "Deep InfoMax, kernels", "embedding"}
     assert variants == {"published program", *ours}
+    variants = {row["variant"] for row in made["tables"][2]["rows"]}
+    assert variants == {"published program", *ours, "supervised, kernels", "embedding, kernels"}
     assert made["settings"]["plain"] is True
 
 
