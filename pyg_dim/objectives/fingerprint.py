@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
 from pyg_dim.data import keys
 from pyg_dim.data.batch import CrystalBatch
 
+_LIMIT: Final = 10.0
+"""Spreads beyond which a value counts as that far."""
+
 
 class Fingerprint(nn.Module):
     r"""Predict the fingerprints of crystals with an encoder and one linear layer.
 
-    .. math:: \frac{1}{B F} \sum_{b, k} \left( (W z_b + a)_k - \frac{y_{bk} - \mu_k}{s_k} \right)^2
+    .. math:: \frac{1}{B F} \sum_{b, k} \left( (W z_b + a)_k
+              - \mathrm{clip}_{\pm 10} \frac{y_{bk} - \mu_k}{s_k} \right)^2
 
     z is the global representation, y the fingerprint, and :math:`\mu, s` its mean and standard deviation over the
     training crystals (:meth:`fit_fingerprints`), buffers and so part of every checkpoint: every column counts alike.
+    Values beyond ten spreads count as ten: some columns are zero but for a few crystals, and where one of these alone
+    is left out of training, the spread is next to nothing.
     A projector without a hidden layer leaves all that is learned to the encoder.
 
     Args:
@@ -82,6 +90,6 @@ class Fingerprint(nn.Module):
                 "the batch has no fingerprint: make it of dataset.with_fingerprint(fingerprint_table(dataset, "
                 '["magpie"])), from pyg_dim.data.fingerprints'
             )
-        truth = (batch.fingerprint.to(self.scale.dtype) - self.mean) / self.scale
+        truth = ((batch.fingerprint.to(self.scale.dtype) - self.mean) / self.scale).clamp(-_LIMIT, _LIMIT)
         total = (self.projector(self.encoder(batch)) - truth).square().mean()
         return {"total": total, "mse/fingerprint": total.detach()}

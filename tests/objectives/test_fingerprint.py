@@ -70,6 +70,15 @@ def test_a_constant_column_keeps_its_unit_and_stays_finite(constant):
     assert losses["total"] < 10
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_far_from_all_of_training_counts_as_ten_spreads(sign):
+    model = objective(num_features=1)
+    model.fit_fingerprints(torch.tensor([[1e-5], [0.0], [0.0], [-1e-5]]))
+    torch.nn.init.zeros_(model.projector.weight)
+    torch.nn.init.zeros_(model.projector.bias)
+    torch.testing.assert_close(model(batch([[sign * 1.5]]))["total"], torch.tensor(100.0))
+
+
 def test_normalisation_is_saved():
     model, copy = objective(), objective()
     model.fit_fingerprints(torch.tensor([[1.0, 5.0], [3.0, 9.0]]))
