@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyg_dim import native
 from pyg_dim.constituents import Constituents
 from pyg_dim.critic import CriticName
 from pyg_dim.data.composition_graph import CompositionGraph
@@ -133,12 +134,9 @@ class Roost(Encoder):
         node = torch.cat([embedded, fraction[:, None].to(embedded.dtype)], dim=1)
         rows = self._rows(source, target, node)
         for attention, level in zip(self.messages, self.message_levels, strict=True):
-            if rows is None:
-                heads = attention(Constituents((node, target), (node, source)), weight, target, nodes)
-            else:
-                heads = attention.fused(node, weight, target, rows)
+            pairs = Constituents((node, target), (node, source))
             node = level(
-                node + heads.mean(dim=1),
+                node + attention(pairs, weight, target, nodes, rows).mean(dim=1),
                 constituents=Constituents((node, source), (fraction[:, None], source)),
                 index=target,
                 weight=weight,
@@ -152,7 +150,7 @@ class Roost(Encoder):
 
     def _rows(self, source: Tensor, target: Tensor, node: Tensor) -> PairRows | None:
         """The pairs in rows; None where no kernel serves them."""
-        if not self.kernels or not self.messages[0].has_kernel(node):
+        if not self.kernels or not native.usable(node.new_empty(0)):
             return None
         try:
             return pair_rows(source, target, node.size(0))

@@ -63,7 +63,9 @@ class WeightedAttention(nn.Module):
             nn.init.uniform_(bias, -bound, bound)
         nn.init.normal_(self.power)
 
-    def forward(self, members: Constituents, weight: Tensor, index: Tensor, groups: int) -> Tensor:
+    def forward(
+        self, members: Constituents, weight: Tensor, index: Tensor, groups: int, rows: PairRows | None = None
+    ) -> Tensor:
         """Pool the members of every set.
 
         Args:
@@ -71,10 +73,14 @@ class WeightedAttention(nn.Module):
             weight: [n] weights above zero.
             index: [n] set of each.
             groups: number of sets G.
+            rows: where members are pairs (node of the target, node of the source) and sets are targets, the same pairs
+                in rows: kernels that build no pair are used where they serve.
 
         Returns:
             [G, heads, out_channels].
         """
+        if rows is not None and self._has_kernel(members.parts[0][0]):
+            return self._fused(members.parts[0][0], weight, index, rows)
         out = members.linear(self.hidden)
         # Sums over members, and exponentials, in float32 at least.
         exact = F.leaky_relu(out.to(torch.promote_types(out.dtype, torch.float32)))
@@ -85,18 +91,8 @@ class WeightedAttention(nn.Module):
         pooled = messages.new_zeros(groups, messages.size(1)).index_add(0, index, messages)
         return self._messages(pooled.unflatten(1, (self.heads, -1)).to(out.dtype), share, index)
 
-    def fused(self, node: Tensor, weight: Tensor, index: Tensor, rows: PairRows) -> Tensor:
-        """:meth:`forward` of the pairs (node of the target, node of the source), by kernels that build no pair.
-
-        Args:
-            node: [N, in_channels / 2] nodes.
-            weight: [E] weights above zero.
-            index: [E] target of each pair, sorted.
-            rows: the same pairs in rows.
-
-        Returns:
-            [N, heads, out_channels].
-        """
+    def _fused(self, node: Tensor, weight: Tensor, index: Tensor, rows: PairRows) -> Tensor:
+        """:meth:`forward` of the pairs of [N, in_channels / 2] nodes."""
         halves = [self.hidden.in_features // 2] * 2
         (gate_target, gate_source), (message_target, message_source) = (
             part.split(halves, dim=1) for part in self.hidden.weight.split(self._widths)
@@ -107,8 +103,8 @@ class WeightedAttention(nn.Module):
         pooled = sum_pairs(F.linear(node, message_target, message_bias), F.linear(node, message_source), share, rows)
         return self._messages(pooled, share, index)
 
-    def has_kernel(self, node: Tensor) -> bool:
-        """Whether :meth:`fused` serves nodes of this type, on this machine."""
+    def _has_kernel(self, node: Tensor) -> bool:
+        """Whether :meth:`_fused` serves nodes of this type, on this machine."""
         widths = [width // self.heads for width in self._widths]
         return native.usable(node.new_empty(0), self.hidden.weight.new_empty(0)) and all(
             native.serves("pair_heads", node.dtype, HEADS=self.heads, CHANNELS=width) for width in widths

@@ -63,8 +63,8 @@ def test_large_gates_do_not_overflow() -> None:
 def test_kernels_give_the_numbers_and_gradients_of_the_plain_path(monkeypatch) -> None:
     model = Roost(**SMALL | {"hidden_channels": 32}).double()
     batch = batch_of_formulas(model, TEXTS)
-    calls, fused = [], WeightedAttention.fused
-    monkeypatch.setattr(WeightedAttention, "fused", lambda *given: calls.append(1) or fused(*given))
+    calls, fused = [], WeightedAttention._fused
+    monkeypatch.setattr(WeightedAttention, "_fused", lambda *given: calls.append(1) or fused(*given))
     found = []
     for enabled in (False, True):
         model.set_kernels(enabled)
