@@ -11,6 +11,7 @@ from pyg_dim.wrap import unwrap, wrap
 
 if TYPE_CHECKING:
     from pyg_dim.embedder import CrystalEmbedder
+    from pyg_dim.evaluate.probe_regressor import ProbeRegressor
     from pyg_dim.training import export, push_to_hub
     from pyg_dim.training import load_encoder as load
 
@@ -19,6 +20,7 @@ __all__ = [
     "CrystalEmbedder",
     "DIMPool",
     "Level",
+    "ProbeRegressor",
     "Tape",
     "__version__",
     "export",
@@ -31,6 +33,7 @@ __all__ = [
 
 _LAZY = {
     "CrystalEmbedder": ("pyg_dim.embedder", "CrystalEmbedder"),
+    "ProbeRegressor": ("pyg_dim.evaluate.probe_regressor", "ProbeRegressor"),
     "export": ("pyg_dim.training", "export"),
     "load": ("pyg_dim.training", "load_encoder"),
     "push_to_hub": ("pyg_dim.training", "push_to_hub"),

@@ -10,12 +10,14 @@ from typing import Any, Final
 import numpy as np
 from scipy.optimize import linprog
 from scipy.stats import skew
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPRegressor
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pyg_dim.evaluate.gaussian_process import GaussianProcess
@@ -57,6 +59,21 @@ MOST_TRIED: Final = 64
 """Features that a split of a tree looks at, at most; a third of them where those are fewer."""
 
 
+class MedianTrees(ExtraTreesRegressor):
+    """Extra trees that predict the median of their trees."""
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Predict the median of what the trees predict.
+
+        Args:
+            X: [m, D] features.
+
+        Returns:
+            [m] labels.
+        """
+        return np.median([tree.predict(X) for tree in self.estimators_], axis=0)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a probe makes of its labels.
@@ -71,6 +88,42 @@ class Prediction:
     test: np.ndarray
     unseen: np.ndarray | None = None
     chosen: str = ""
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A probe that has been fitted.
+
+    Attributes:
+        model: Predicts what it was fitted on, labels or their logarithms, from standardised features.
+        unseen: [n] what it makes of its own labels, see :class:`Prediction`.
+        logarithmic: Whether it was fitted on logarithms.
+        lowest: No prediction lies below it.
+        highest: No prediction lies above it.
+    """
+
+    model: Any
+    unseen: np.ndarray | None
+    logarithmic: bool
+    lowest: float
+    highest: float
+
+    def prediction(self, x: np.ndarray) -> Prediction:
+        """Predict.
+
+        Args:
+            x: [m, D] features, standardised like those of the fit.
+
+        Returns:
+            The prediction.
+        """
+        return Prediction(self._label(self.model.predict(x)), None if self.unseen is None else self._label(self.unseen))
+
+    def _label(self, values: np.ndarray) -> np.ndarray:
+        if self.logarithmic:
+            with np.errstate(over="ignore"):  # infinities are set to the range
+                values = np.exp(values)
+        return np.clip(values, self.lowest, self.highest)
 
 
 def fit_probes(
@@ -119,23 +172,39 @@ def fit_probes(
     x, x_test = standardise(x, x_test)
     chooses = any(name in CHOICES for name in probes)
     wanted = dict.fromkeys([*(name for name in probes if name in _FITS), *(CANDIDATES if chooses else ())])
-    # The skewness of labels that are all the same is rounding.
-    logarithmic = bool((y > 0).all()) and y.std() > CONSTANT * y.max() and skew(y) > SKEWED
-    found = {}
-    # These matrices are small: more threads wait for each other, ten times as long on a machine that is shared.
     with threadpool_limits(1):
-        for name in wanted:
-            plain = name in (LEAST_SQUARES, DUMMY, PLAIN_FOREST) or not logarithmic
-            targets = y if plain else np.log(y)
-            fitted = _FITS[name](x, targets, x_test, seed)
-            if not plain:
-                with np.errstate(over="ignore"):  # infinities are set to the range below
-                    fitted = _map(fitted, np.exp)
-            found[name] = fitted if name == LEAST_SQUARES else _map(fitted, _within(y))
+        found = {name: fitted.prediction(x_test) for name, fitted in fit_models(x, y, list(wanted), seed).items()}
     if chooses:
         candidates = candidates_of(found, y)
         found |= {name: choose(candidates, y) for name, choose in CHOICES.items() if name in probes}
     return {name: found[name] for name in probes}
+
+
+def fit_models(x: np.ndarray, y: np.ndarray, names: Sequence[str], seed: int = 0) -> dict[str, FittedProbe]:
+    """Fit the models of probes, see :func:`fit_probes`.
+
+    Args:
+        x: [n, D] standardised features.
+        y: [n] labels.
+        names: Names out of :data:`PROBES`, without those that choose.
+        seed: Seed of trees and networks.
+
+    Returns:
+        Fitted probes by name.
+    """
+    # The skewness of labels that are all the same is rounding.
+    skewed = bool((y > 0).all()) and y.std() > CONSTANT * y.max() and skew(y) > SKEWED
+    margin = MARGIN * np.ptp(y)
+    lowest = y.min() - margin if y.min() < 0 else max(y.min() - margin, 0.0)
+    fitted = {}
+    # These matrices are small: more threads wait for each other, ten times as long on a machine that is shared.
+    with threadpool_limits(1):
+        for name in names:
+            logarithmic = skewed and name not in (LEAST_SQUARES, DUMMY, PLAIN_FOREST)
+            model, unseen = _FITS[name](x, np.log(y) if logarithmic else y, seed)
+            bounds = (-np.inf, np.inf) if name == LEAST_SQUARES else (lowest, y.max() + margin)
+            fitted[name] = FittedProbe(model, unseen, logarithmic, *bounds)
+    return fitted
 
 
 def candidates_of(found: Mapping[str, Prediction], y: np.ndarray) -> dict[str, Prediction]:
@@ -175,76 +244,88 @@ def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns:
         Both. A column that is constant but for rounding becomes zero: it would be blown up to unit variance otherwise.
     """
-    mean, spread = train.mean(axis=0), train.std(axis=0)
-    constant = spread <= CONSTANT * np.abs(train).max(axis=0)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
+    mean, scale = shift_and_scale(train)
     return (train - mean) * scale, (test - mean) * scale
 
 
-def _least_squares(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
-    return Prediction(LinearRegression().fit(x, y).predict(x_test))
+def shift_and_scale(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find what standardises columns: subtract the first, multiply by the second, see :func:`standardise`.
+
+    Args:
+        train: [n, D] rows.
+
+    Returns:
+        [D] means; [D] reciprocal spreads, zero for a column that is constant but for rounding.
+    """
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    constant = spread <= CONSTANT * np.abs(train).max(axis=0)
+    return mean, np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, spread))
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
+_Fit = tuple[Any, np.ndarray | None]
+"""A model that predicts, and its predictions for its own labels by models that were fitted without them."""
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray, _: int) -> _Fit:
+    return LinearRegression().fit(x, y), None
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, _: int) -> _Fit:
     model = RidgeCV(RIDGE_STRENGTHS, gcv_mode="svd", store_cv_results=True, scoring="neg_mean_squared_error")
     model.fit(x, y)
     # With a scoring, scikit-learn keeps the leave-one-out predictions themselves.
-    unseen = model.cv_results_[:, list(model.alphas).index(model.alpha_)]
-    return Prediction(model.predict(x_test), unseen)
+    return model, model.cv_results_[:, list(model.alphas).index(model.alpha_)]
 
 
-def _gaussian_process(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+def _gaussian_process(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
     model = GaussianProcess(seed).fit(x, y)
-    return Prediction(model.predict(x_test), model.unseen_)
+    return model, model.unseen_
 
 
-def _network(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
-    mean, spread = y.mean(), y.std() or 1.0
+def _network(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
     network = MLPRegressor(hidden_layer_sizes=(64,), solver="lbfgs", max_iter=100, random_state=seed)
     search: Any = network.set_params(alpha=DECAYS[-1])
     if len(y) >= 6:
         search = GridSearchCV(network, {"alpha": DECAYS}, scoring="neg_mean_absolute_error", cv=3)
+    model = TransformedTargetRegressor(search, transformer=StandardScaler())
     with warnings.catch_warnings():
         # The number of iterations is a part of the regularisation.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        search.fit(x, (y - mean) / spread)
-    return Prediction(search.predict(x_test) * spread + mean)
+        return model.fit(x, y), None
 
 
-def _forest(kind: Callable[..., Any]) -> Callable[..., Prediction]:
-    def fit(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
+def _forest(kind: Callable[..., Any]) -> Callable[..., _Fit]:
+    def fit(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
         model = kind(TREES, max_features=_tried(x), bootstrap=True, oob_score=True, random_state=seed)
         with warnings.catch_warnings():
             # A label that all trees have drawn, as can happen among very few.
             warnings.filterwarnings("ignore", message=".*out-of-bag|.*OOB.*")
             model.fit(x, y)
-        return Prediction(model.predict(x_test), model.oob_prediction_)
+        return model, model.oob_prediction_
 
     return fit
 
 
-def _median_trees(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
-    model = ExtraTreesRegressor(TREES, max_features=_tried(x), bootstrap=True, random_state=seed).fit(x, y)
+def _median_trees(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
+    model = MedianTrees(TREES, max_features=_tried(x), bootstrap=True, random_state=seed).fit(x, y)
     own = np.stack([tree.predict(x) for tree in model.estimators_])
     for values, drawn in zip(own, model.estimators_samples_, strict=True):
         values[drawn] = np.nan
     # A label that all trees have drawn, as can happen among very few.
     own[:, np.isnan(own).all(axis=0)] = np.median(y)
-    return Prediction(
-        np.median([tree.predict(x_test) for tree in model.estimators_], axis=0), np.nanmedian(own, axis=0)
-    )
+    return model, np.nanmedian(own, axis=0)
 
 
-def _plain_forest(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, seed: int) -> Prediction:
-    return Prediction(RandomForestRegressor(TREES, random_state=seed).fit(x, y).predict(x_test))
+def _plain_forest(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
+    return RandomForestRegressor(TREES, random_state=seed).fit(x, y), None
 
 
 def _tried(x: np.ndarray) -> int:
     return max(1, min(MOST_TRIED, x.shape[1] // 3))
 
 
-def _dummy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, _: int) -> Prediction:
-    return Prediction(DummyRegressor().fit(x, y).predict(x_test))
+def _dummy(x: np.ndarray, y: np.ndarray, _: int) -> _Fit:
+    return DummyRegressor().fit(x, y), None
 
 
 def best_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
@@ -257,8 +338,7 @@ def best_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
     Returns:
         The prediction; ``chosen`` is its name.
     """
-    best = min(found, key=lambda name: np.abs(_unseen(found[name]) - y).mean())
-    return Prediction(found[best].test, found[best].unseen, best)
+    return mixed(found, _best_weights(found, y))
 
 
 def blend_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
@@ -278,6 +358,34 @@ def blend_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
 
     Source: Breiman, Stacked Regressions, Machine Learning 1996, 24, 49, with absolute errors.
     """
+    return mixed(found, _blend_weights(found, y))
+
+
+def mixed(found: Mapping[str, Prediction], weights: Mapping[str, float]) -> Prediction:
+    """Mix predictions.
+
+    Args:
+        found: Predictions with ``unseen`` by name.
+        weights: Weights by name, of sum one.
+
+    Returns:
+        The mixture; ``chosen`` lists the weights above a hundredth, or is the name of the only one.
+    """
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    told = ", ".join(f"{name} {weight:.2f}" for name, weight in used.items() if weight > 0.01)
+    return Prediction(
+        np.sum([weight * found[name].test for name, weight in used.items()], axis=0),
+        np.sum([weight * _unseen(found[name]) for name, weight in used.items()], axis=0),
+        told if len(used) > 1 else next(iter(used)),
+    )
+
+
+def _best_weights(found: Mapping[str, Prediction], y: np.ndarray) -> dict[str, float]:
+    best = min(found, key=lambda name: np.abs(_unseen(found[name]) - y).mean())
+    return {best: 1.0}
+
+
+def _blend_weights(found: Mapping[str, Prediction], y: np.ndarray) -> dict[str, float]:
     unseen = np.stack([_unseen(prediction) for prediction in found.values()], axis=1)
     (n, count), scale = unseen.shape, np.abs(y).max() or 1.0
     # Variables: the weights, then a bound on the error of each label.
@@ -288,9 +396,7 @@ def blend_of(found: Mapping[str, Prediction], y: np.ndarray) -> Prediction:
     weights = np.clip(solved.x[:count], 0, None)
     share = EQUAL_AFTER / (n + EQUAL_AFTER)
     weights = (1 - share) * weights / weights.sum() + share / count
-    test = np.stack([prediction.test for prediction in found.values()], axis=1)
-    told = ", ".join(f"{name} {w:.2f}" for name, w in zip(found, weights, strict=True) if w > 0.01)
-    return Prediction(test @ weights, unseen @ weights, told)
+    return dict(zip(found, weights.tolist(), strict=True))
 
 
 def _unseen(prediction: Prediction) -> np.ndarray:
@@ -299,18 +405,7 @@ def _unseen(prediction: Prediction) -> np.ndarray:
     return prediction.unseen
 
 
-def _within(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    margin = MARGIN * np.ptp(y)
-    lowest = y.min() - margin if y.min() < 0 else max(y.min() - margin, 0.0)
-    return lambda values: np.clip(values, lowest, y.max() + margin)
-
-
-def _map(prediction: Prediction, function: Callable[[np.ndarray], np.ndarray]) -> Prediction:
-    unseen = None if prediction.unseen is None else function(prediction.unseen)
-    return Prediction(function(prediction.test), unseen, prediction.chosen)
-
-
-_FITS: Final[dict[str, Callable[..., Prediction]]] = {
+_FITS: Final[dict[str, Callable[[np.ndarray, np.ndarray, int], _Fit]]] = {
     DUMMY: _dummy,
     LEAST_SQUARES: _least_squares,
     RIDGE: _ridge,
@@ -326,5 +421,10 @@ CHOICES: Final[dict[str, Callable[[Mapping[str, Prediction], np.ndarray], Predic
     BLEND: blend_of,
 }
 """How the probes that choose make one prediction of several."""
+WEIGHTS: Final[dict[str, Callable[[Mapping[str, Prediction], np.ndarray], dict[str, float]]]] = {
+    AUTO: _best_weights,
+    BLEND: _blend_weights,
+}
+"""The weights that they give, for :func:`mixed`."""
 PROBES: Final = (*_FITS, *CHOICES)
 """Probes by name."""
