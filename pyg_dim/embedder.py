@@ -12,8 +12,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.loader import CrystalLoader
-from pyg_dim.data.objects import read_objects
+from pyg_dim.data.objects import are_formulas, read_formulas, read_objects
 from pyg_dim.data.report import LeftOut
 from pyg_dim.evaluate.represent import NOT_FINITE, represent, vector_names
 from pyg_dim.models.encoder import Encoder, Readout
@@ -30,7 +31,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
 
     A crystal is a pymatgen Structure, its dictionary, ASE Atoms, or the path of a CIF or POSCAR file; a list may mix
     them. Cells that repeat themselves are reduced to the primitive one, and oxidation states are had as in the training
-    of the encoder.
+    of the encoder. An encoder that needs no structure (Roost) takes a list of formulas, too, such as ``"Fe2O3"``.
 
     :meth:`fit` learns nothing from the crystals: it reads the encoder. A fitted embedder carries the weights, so a
     pickle of it (joblib) works where the file is not, with the same numbers to the last bit; one that is not fitted
@@ -105,7 +106,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
         """Embed crystals.
 
         Args:
-            X: n crystals.
+            X: n crystals, or formulas where the encoder needs no structure.
 
         Returns:
             [n, D] float32.
@@ -117,7 +118,11 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         items, encoder = _as_list(X), self._loaded()
         dtype = next(encoder.parameters()).dtype
-        dataset, faults = read_objects(items, self.max_sites_, self.oxidation_, dtype)
+        dataset: CrystalDataset | None
+        if are_formulas(items) and not encoder.needs_structure:
+            dataset, faults = read_formulas(items, dtype)
+        else:
+            dataset, faults = read_objects(items, self.max_sites_, self.oxidation_, dtype)
         if faults and self.on_bad == "raise":
             raise ValueError(_complaint(faults, len(items)))
         out = np.full((len(items), self.n_features_out_), np.nan, dtype=np.float32)

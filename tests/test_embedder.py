@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import validate_data
 
 from pyg_dim import CrystalEmbedder, models
-from pyg_dim.data import CrystalDataset, CrystalLoader
+from pyg_dim.data import CompositionDataset, CrystalDataset, CrystalLoader
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.training import export, load_encoder
 
@@ -94,6 +94,43 @@ def test_names_and_pandas_output(embedder, salts):
     assert frame.columns[0] == "global0"
     assert frame.columns[-1] == "site_max63"
     assert frame.shape == (12, embedder.n_features_out_)
+
+
+@pytest.fixture(scope="module")
+def of_formulas(tmp_path_factory) -> CrystalEmbedder:
+    """An untrained Roost."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "roost.safetensors"
+    export(models.build("roost", site_channels=8, layers=1, crystal_channels=8), path)
+    return CrystalEmbedder(path)
+
+
+def test_an_encoder_that_needs_no_structure_takes_formulas(of_formulas, weights, salts):
+    texts = ["NaCl", "Fe2O3", "Ca(Ti0.5Zr0.5)O3", "Cl2 Na2"]
+    vectors = of_formulas.fit_transform(texts)
+    encoder = load_encoder(of_formulas.model)
+    dataset = CompositionDataset.from_formulas(texts)
+    expected, _ = represent(encoder, CrystalLoader(dataset, encoder.graph, shuffle=False))
+    np.testing.assert_array_equal(vectors, expected.numpy())
+    np.testing.assert_allclose(vectors[3], vectors[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(of_formulas)).transform(texts), vectors)  # noqa: S301
+    # Crystals as well, whose sites are counted.
+    of_crystals = of_formulas.transform([salt("Na", "Cl", 5.6)])
+    np.testing.assert_allclose(of_crystals, vectors[:1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"X\[0\]: no path of a CIF or POSCAR file \(NaCl\)"):
+        CrystalEmbedder(weights).fit_transform(["NaCl"])
+
+
+def test_bad_formulas_have_a_place_and_a_reason(of_formulas):
+    texts = ["NaCl", "Qq2", "", salt("Na", "Cl", 5.6), "KCl"]
+    with pytest.raises(
+        ValueError, match=r"3 of 5 .*X\[1\]: unknown .*Qq.*X\[2\]: empty .*X\[3\]: not a formula \(a Str"
+    ):
+        of_formulas.fit_transform(texts)
+    vectors = clone(of_formulas).set_params(on_bad="nan").fit_transform(texts)
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True, False]
+    np.testing.assert_allclose(vectors[[0, 4]], of_formulas.transform(["NaCl", "KCl"]), rtol=1e-5, atol=1e-6)
+    assert np.isnan(clone(of_formulas).set_params(on_bad="nan").fit_transform(["Qq"])).all()
 
 
 def test_bad_crystals_raise_with_place_and_reason(embedder, salts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from pyg_dim.data.dataset import CrystalDataset
+from pyg_dim.data.embedding_parts import require_whole
 from pyg_dim.data.formula import parse_formulas
 from pyg_dim.data.parquet import is_numeric, readable
+from pyg_dim.data.replacing import replacing
 from pyg_dim.data.sources.base import ID_COLUMNS
 
 TABLES: Final = (".parquet", ".csv")
@@ -90,9 +91,10 @@ def read_embeddings(path: str | Path) -> EmbeddingTable:
     """Read a table of embeddings.
 
     Args:
-        path: Parquet or CSV file. Names are in its column ``immutable_id``, ``material_id`` or ``id``, else in
-            ``formula`` or ``composition``. A column ``embedding`` of a Parquet file holds the vectors as lists of one
-            length; without it, all other columns are numbers, one dimension each, in their order.
+        path: Parquet or CSV file, or a folder of parts that ``pyg-dim embed --shard`` has written. Names are in its
+            column ``immutable_id``, ``material_id`` or ``id``, else in ``formula`` or ``composition``. A column
+            ``embedding`` of a Parquet file holds the vectors as lists of one length; without it, all other columns are
+            numbers, one dimension each, in their order.
 
     Returns:
         The table.
@@ -103,20 +105,13 @@ def read_embeddings(path: str | Path) -> EmbeddingTable:
             or the row.
     """
     path = Path(path)
+    if path.is_dir():
+        return _embeddings_of(path, pa.concat_tables([_read_parquet(part) for part in require_whole(path)]))
     if path.suffix not in TABLES:
         raise ValueError(f"{path}: embeddings are read from files that end with {' or '.join(TABLES)}")
     if not path.is_file():
         raise FileNotFoundError(f"no table of embeddings at {path}")
-    table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
-    by = _name_column(path, table.column_names)
-    names = table[by].cast(pa.string()).to_pylist()
-    if not names or None in names:
-        raise ValueError(f"{path}: column {by!r} " + ("lacks a name" if names else "is empty"))
-    vectors = _lists(path, table[VECTORS], names) if VECTORS in table.column_names else _columns(path, table)
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{path}: the embedding of {names[int(np.argmin(finite))]!r} holds a number that is missing")
-    return EmbeddingTable(path, by, names, torch.from_numpy(vectors))
+    return _embeddings_of(path, _read_csv(path) if path.suffix == ".csv" else _read_parquet(path))
 
 
 def write_embeddings(path: str | Path, names: Sequence[str], vectors: Tensor, by: str = ID_COLUMNS[0]) -> None:
@@ -141,12 +136,20 @@ def write_embeddings(path: str | Path, names: Sequence[str], vectors: Tensor, by
         raise ValueError(f"{len(names)} names for vectors of shape {list(vectors.shape)}, which must be [m, F]")
     flat = pa.array(vectors.detach().cpu().contiguous().numpy().ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.size(1))
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        pq.write_table(pa.table({by: pa.array(names, pa.string()), VECTORS: lists}), temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        pq.write_table(pa.table({by: pa.array(names, pa.string()), VECTORS: lists}), file, compression="zstd")
+
+
+def _embeddings_of(path: Path, table: pa.Table) -> EmbeddingTable:
+    by = _name_column(path, table.column_names)
+    names = table[by].cast(pa.string()).to_pylist()
+    if not names or None in names:
+        raise ValueError(f"{path}: column {by!r} " + ("lacks a name" if names else "is empty"))
+    vectors = _lists(path, table[VECTORS], names) if VECTORS in table.column_names else _columns(path, table)
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{path}: the embedding of {names[int(np.argmin(finite))]!r} holds a number that is missing")
+    return EmbeddingTable(path, by, names, torch.from_numpy(vectors))
 
 
 def _read_parquet(path: Path) -> pa.Table:

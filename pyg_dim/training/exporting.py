@@ -27,7 +27,7 @@ CARD_SECTION: Final = "card"
 """Where a weights file has the texts of its card."""
 NOT_TOLD: Final = "not told"
 
-_OF_THE_MACHINE: Final = ("logdir", "name", "resume", "accelerator", "devices", "compile")
+_OF_THE_MACHINE: Final = ("logdir", "name", "resume", "accelerator", "devices", "num_nodes", "compile")
 """Options of a run that are of the machine it ran on, and of no use elsewhere."""
 _PATHS: Final = ("data", "init", "teacher", "teacher_atoms", "split")
 """Options of a run that may be paths: their last part tells what was used."""

@@ -68,7 +68,11 @@ class TrainOptions:
         str | list[str] | None,
         "label column, or several separated by commas: learned by supervised, probed at the end of every run",
     ] = None
-    init: Annotated[str | None, "checkpoint whose encoder the run starts from"] = None
+    init: Annotated[
+        str | None,
+        "encoder that the run starts from: a checkpoint, a .safetensors file, the name of one that comes with the "
+        "package, or hf://user/name",
+    ] = None
     resume: Annotated[str | None, "checkpoint of an interrupted run to continue; its options are taken over"] = None
     epochs: Annotated[int, "passes over the training part"] = 12
     batch_sites: Annotated[int, "unique sites in a batch"] = 1200
@@ -91,7 +95,10 @@ class TrainOptions:
     )
     precision: Annotated[Precision, "32 or 64 bit numbers, or mixed precision with 16 or bf16"] = "32"
     accelerator: Annotated[Accelerator, "where to compute: gpu is CUDA; auto takes it where there is any"] = "auto"
-    devices: Annotated[int, "number of devices (processes, on a CPU); each has batches of its own"] = 1
+    devices: Annotated[
+        int, "number of devices (processes, on a CPU) of each machine; each device has batches of its own"
+    ] = 1
+    num_nodes: Annotated[int, "number of machines; torchrun or srun starts the command on each of them"] = 1
     compile: Annotated[
         bool, "costly steps by C++ kernels, or torch.compile, where a compiler is found; the numbers are the same"
     ] = True
@@ -121,7 +128,7 @@ class TrainOptions:
     ] = 0.05
     teacher: Annotated[
         str | None,
-        "distillation: whose embedding of each crystal is predicted: the encoder of a checkpoint, a network of Crystal "
+        "distillation: whose embedding of each crystal is predicted: an encoder, as of --init, a network of Crystal "
         "Twins (.pth or .npz), or a table of embeddings (.parquet or .csv)",
     ] = None
     teacher_atoms: Annotated[
@@ -135,7 +142,7 @@ class TrainOptions:
     encoder: Annotated[dict[str, Any], "options of the architecture"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_sites", "max_sites", "devices", "head_channels", "barlow_channels"):
+        for name in ("epochs", "batch_sites", "max_sites", "devices", "num_nodes", "head_channels", "barlow_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(self, name)}")
         if self.limit is not None and self.limit < 2:

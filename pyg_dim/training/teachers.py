@@ -11,12 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyg_dim.data import CrystalDataset, CrystalLoader
+from pyg_dim.data.embedding_parts import parts_in
 from pyg_dim.data.embeddings import TABLES, read_embeddings
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.models import Encoder, load_crystal_twins_checkpoint
 from pyg_dim.training.checkpoints import SECTION, load_encoder, read_checkpoint
 from pyg_dim.training.devices import choose_device, made_resident
 from pyg_dim.training.options import CRYSTAL_TWINS, TrainOptions
+from pyg_dim.training.pretrained import locate
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +34,9 @@ def is_table(options: TrainOptions) -> bool:
     Returns:
         False for an encoder, and where there is no teacher.
     """
-    return options.teacher is not None and Path(options.teacher).suffix in TABLES
+    return options.teacher is not None and (
+        Path(options.teacher).suffix in TABLES or bool(parts_in(Path(options.teacher)))
+    )
 
 
 def teacher_embeddings(options: TrainOptions, dataset: CrystalDataset) -> Tensor:
@@ -84,16 +88,19 @@ def teacher_checksum(options: TrainOptions) -> int | None:
         Checksum of its files; None without a teacher.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no encoder of such a name.
+        ValueError: a hub does not give it.
     """
     if options.teacher is None:
         return None
+    files = [("--teacher", path) for path in parts_in(Path(options.teacher)) or [locate(options.teacher)]]
+    if options.teacher_atoms is not None:
+        files.append(("--teacher-atoms", Path(options.teacher_atoms)))
     checksum = 0
-    for flag, path in (("--teacher", options.teacher), ("--teacher-atoms", options.teacher_atoms)):
-        if path is not None:
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"{flag} {path}: no such file")
-            checksum = zlib.crc32(Path(path).read_bytes(), checksum)
+    for flag, path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{flag} {path}: no such file")
+        checksum = zlib.crc32(path.read_bytes(), checksum)
     return checksum
 
 

@@ -2,11 +2,13 @@ import itertools
 import logging
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pyg_dim.data import CrystalDataset, CrystalLoader, DenseSupercell, StreamingLoader
+from pyg_dim.data.raw import ALREADY_TAKEN
 
 
 @pytest.fixture
@@ -57,9 +59,36 @@ def test_batches_hold_what_they_hold_in_memory(path, window, shuffle):
     assert (seen == list(range(60))) == (not shuffle)
 
 
-def test_a_window_in_order_is_the_plan_of_the_loader_in_memory(path):
-    whole = CrystalLoader(CrystalDataset.from_parquet(path), DenseSupercell(), batch_sites=40, shuffle=False)
-    assert rows_of(stream(path, window=100, shuffle=False)) == rows_of(whole)
+@pytest.mark.parametrize("window", [1, 2, 100])
+@pytest.mark.parametrize("batch_sites", [1, 40, 200])
+def test_in_order_the_batches_are_those_of_the_loader_in_memory(path, window, batch_sites):
+    whole = CrystalLoader(CrystalDataset.from_parquet(path), DenseSupercell(), batch_sites=batch_sites, shuffle=False)
+    loader = stream(path, window=window, batch_sites=batch_sites, shuffle=False)
+    assert rows_of(loader) == rows_of(whole)
+    # A batch of 200 sites lies in up to five row groups.
+    assert max(len(planned.window) for planned in loader._plan) <= max(
+        window, 1 if batch_sites == 1 else 2, batch_sites // 40
+    )
+    third = [batch.row.tolist() for batch in itertools.islice(loader.batches(3), 2)]
+    assert third == rows_of(whole)[3:5]
+
+
+def test_identifiers_are_those_in_memory_and_each_is_there_once(path, tmp_path):
+    for number, name in enumerate(("a", "b")):
+        table = pq.read_table(path / f"{name}.parquet")
+        # The same ones in both files, and in some row groups of one.
+        ids = pa.array([f"c{(row + 5 * number) % 31}" for row in range(table.num_rows)])
+        table = table.set_column(table.column_names.index("immutable_id"), "immutable_id", ids)
+        pq.write_table(table, path / f"{name}.parquet", row_group_size=9)
+    whole = CrystalDataset.from_parquet(path)
+    for shuffle in (False, True):
+        loader = stream(path, shuffle=shuffle)
+        assert loader.ids.equals(whole.ids)
+        assert len(whole) == 31
+        assert {item.reason for item in loader.report.left_out} == {ALREADY_TAKEN}
+        assert sorted(item.id for item in loader.report.left_out) == sorted(item.id for item in whole.report.left_out)
+        for batch in loader:
+            assert batch.pos.equal(whole.gather(batch.row).pos)
 
 
 def test_only_a_window_is_in_memory(path):

@@ -13,6 +13,7 @@ from pyg_dim.training.options import TrainOptions, descriptions
         ({"epochs": 0}, "--epochs must be at least 1; got 0"),
         ({"batch_sites": -1}, "--batch-sites must be at least 1"),
         ({"devices": 0}, "--devices must be at least 1"),
+        ({"num_nodes": 0}, "--num-nodes must be at least 1"),
         ({"limit": 1}, "--limit must be at least 2"),
         ({"lr": 0.0}, "--lr must be positive"),
         ({"lr": float("nan")}, "--lr must be positive"),

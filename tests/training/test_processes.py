@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,8 @@ from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.setup import prepare_data, prepare_encoder, prepare_objective
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120
-"""Seconds after which two processes that need a few are taken to wait for each other."""
+PATIENCE = 600
+"""Seconds after which processes that need a few, on an idle machine, are taken to wait for each other."""
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +49,33 @@ def flags(prototypes, tmp_path):
 
 
 def run(arguments, status=0):
-    """Run train.py to its end and give back what it wrote; a run that hangs is killed with all its processes."""
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        text = process.communicate(timeout=PATIENCE)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"two processes wait for each other:\n{process.communicate()[0]}")
-    assert process.returncode == status, text
+    """Run train.py to its end and give back what it wrote."""
+    (text,) = run_all([[sys.executable, str(ROOT / "train.py"), *arguments]], status)
     return text
+
+
+def run_all(commands, status=0, environments=None):
+    """Run commands side by side to their end and give back what each wrote; where one hangs all are killed."""
+    processes = [
+        subprocess.Popen(  # noqa: S603
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+            start_new_session=True,
+        )
+        for command, variables in zip(commands, environments or [{}] * len(commands), strict=True)
+    ]
+    try:
+        texts = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("processes wait for each other:\n" + "\n".join(process.communicate()[0] for process in processes))
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(texts)
+    return texts
 
 
 class OneProcess:
@@ -179,3 +190,47 @@ def test_cgcnn_of_two_processes_equals_accumulated_halves(flags, tmp_path, chang
     run(arguments)
     assert one.fit(0)[0] == [5, 5, 5, 7, 7, 1]
     assert one.difference(tmp_path / "runs" / "run" / "last.ckpt") < 1e-10
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def by_torchrun(program):
+    """One machine with two processes."""
+    return [[*TORCHRUN, "--standalone", "--nproc-per-node=2", *program]], None
+
+
+def by_torchrun_on_two_machines(program):
+    """Two agents that meet, as those of two machines do, each with one process."""
+    meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    return [[*TORCHRUN, *meet, "--rdzv-id=test", "--local-addr=127.0.0.1", *program]] * 2, None
+
+
+def by_srun_on_two_machines(program):
+    """Two processes with what srun lets each know; there is no SLURM here."""
+    job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NAME": "pretrain", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
+           "SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1", "SLURM_LOCALID": "0",
+           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # fmt: skip
+    processes = [job | {"SLURM_PROCID": str(number), "SLURM_NODEID": str(number)} for number in range(2)]
+    return [[sys.executable, *program]] * 2, processes
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.mark.parametrize(
+    ("launch", "devices"), [(by_torchrun, 2), (by_torchrun_on_two_machines, 1), (by_srun_on_two_machines, 1)]
+)
+def test_launchers_start_what_two_processes_compute(flags, tmp_path, launch, devices):
+    arguments = flags("--model=cgcnn", "--val-fraction=0", "--batch-sites=32", encoder=CGCNN | {"noise": "none"})
+    one = OneProcess(arguments)
+    program = [str(ROOT / "train.py"), *arguments, f"--devices={devices}", f"--num-nodes={2 // devices}"]
+    commands, environments = launch(program)
+    texts = run_all(commands, environments=environments)
+    assert sum(text.count("saved in") for text in texts) == 1
+    one.fit(0)
+    assert one.difference(tmp_path / "runs" / "run" / "last.ckpt") < 1e-10
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]

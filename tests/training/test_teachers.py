@@ -14,6 +14,7 @@ from pyg_dim.data import CrystalLoader
 from pyg_dim.data.embeddings import write_embeddings
 from pyg_dim.evaluate.represent import represent
 from pyg_dim.models import load_crystal_twins_checkpoint
+from pyg_dim.training import export, pretrained
 from pyg_dim.training.checkpoints import load_encoder, read_checkpoint
 from pyg_dim.training.run import train
 from pyg_dim.training.setup import prepare_data, prepare_encoder, prepare_objective
@@ -107,6 +108,24 @@ def test_other_objectives_keep_crystals_that_a_table_lacks(options, table, messa
     kept = prepare_data(options(objective="distillation+supervised", teacher=table, target="rare"))
     assert len(kept.dataset) == 40
     assert "20 crystals without a label of ['rare'] and an embedding are left out" in messages
+
+
+def test_an_encoder_is_a_teacher_by_name_and_as_a_weights_file(options, teacher, tmp_path, monkeypatch):
+    weights = tmp_path / "handed-on.safetensors"
+    export(teacher, weights)
+    monkeypatch.setattr(pretrained, "shipped_encoders", lambda: {"handed-on": weights})
+    data = [
+        prepare_data(options(objective="distillation", teacher=name, limit=20))
+        for name in (teacher, str(weights), "handed-on")
+    ]
+    assert torch.equal(data[0].dataset.embedding, data[1].dataset.embedding)
+    assert torch.equal(data[1].dataset.embedding, data[2].dataset.embedding)
+    both = [options(objective="distillation", teacher=name) for name in (str(weights), "handed-on")]
+    assert teacher_checksum(both[0]) == teacher_checksum(both[1]) is not None
+    result = train(options(objective="distillation", teacher="handed-on", epochs=1, **STUDENT))
+    assert read_checkpoint(result.directory / "last.ckpt")["pyg_dim"]["options"]["teacher"] == "handed-on"
+    with pytest.raises(FileNotFoundError, match="there is no encoder 'unheard'"):
+        train(options(objective="distillation", teacher="unheard"))
 
 
 def test_a_teacher_that_saw_other_oxidation_states_is_named(options, teacher, messages):
