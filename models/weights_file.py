@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_dim.data.sources.streams import require_proportion
+
 
 def must_exist(path: Path) -> None:
     """Complain about a file that is not there.
@@ -34,11 +36,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or one that holds Python objects.
+        ValueError: not such a file, one that holds Python objects, or one that expands without reason.
     """
     must_exist(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a readable .npz file of plain arrays")
+    require_proportion(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -58,9 +61,10 @@ def read_torch(path: Path, safe: Sequence[Any] = ()) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or one that holds other objects.
+        ValueError: not such a file, one that holds other objects, or one that expands without reason.
     """
     must_exist(path)
+    require_proportion(path)
     try:
         with torch.serialization.safe_globals(list(safe)):
             return torch.load(path, map_location="cpu", weights_only=True)

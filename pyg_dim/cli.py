@@ -66,7 +66,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     command, _ = COMMANDS[chosen.command]
-    _show_log()
+    # Processes of a training do the same; those of other commands that a launcher starts have work of their own.
+    speaks = chosen.command != "train" or rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    _show_log(speaks)
+    complain = _complain if speaks else _be_silent
     keep_freed_memory()
     try:
         return command(chosen.arguments, prog or f"pyg-dim {chosen.command}")
@@ -74,16 +77,22 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         _show_interruption(stop, prog or "pyg-dim train")
         return INTERRUPTED + stop.signum
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return INTERRUPTED + signal.SIGINT
     except MisconfigurationException as error:
         # Lightning's word for devices that are not there.
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         return 1
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What no command has a better word for: a source or a folder that may not be read.
+        complain(f"error: cannot read or write {error.filename or 'a file'}: {error.strerror or error}")
         return 1
 
 
@@ -259,7 +268,11 @@ def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
     file = found.pop("config")
     if file is not None and Path(file).is_file():
         try:
-            values = yaml.safe_load(Path(file).read_text())
+            text = Path(file).read_text()
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+                # A few lines of them can stand for gigabytes.
+                raise ValueError(f"{file} has references (*name), which options do not need: write the values out")
+            values = yaml.safe_load(text)
         except yaml.YAMLError:
             values = None  # the real parser names the file and the fault
         if isinstance(values, dict):
@@ -327,13 +340,13 @@ class _LogHandler(logging.Handler):
         tqdm.write(text, file=sys.stdout)
 
 
-def _show_log() -> None:
-    """Show what the package says, once, from the first process of a run; and of Lightning only what matters."""
+def _show_log(speaks: bool) -> None:
+    """Show what the package says, if this process is to speak; and of Lightning only what matters."""
     package = logging.getLogger("pyg_dim")
     if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
         package.addHandler(_LogHandler())
     package.propagate = False
-    package.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.CRITICAL)  # type: ignore[attr-defined]
+    package.setLevel(logging.INFO if speaks else logging.CRITICAL)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -344,9 +357,12 @@ def _show_interruption(stop: Interrupted, prog: str) -> None:
     print(f"\n{stop}\n{again}")
 
 
-@rank_zero_only
 def _complain(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _be_silent(text: str) -> None:
+    """Another process says it."""
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.graphs import set_edges
 from pyg_dim.data.line_graph import LineGraph
 from pyg_dim.data.loader import fill
+from pyg_dim.data.replacing import replacing
+from pyg_dim.data.sources.streams import require_proportion
 from pyg_dim.data.symmetry import SymmetryClasses
 
 _LOGGER = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class GraphCache:
     """The edges of all crystals of a data set, in memory and in a file; it takes the place of the graph in a loader.
 
     The file says what it was made from: the parameters of the graph, and a checksum of species, positions and cells. A
-    file that was made from something else, or is damaged, is made anew, with a message.
+    file that was made from something else, or is damaged, is made anew, with a message. Where it cannot be written, a
+    message says so, and the graphs serve from memory.
 
     Graphs are built in the thread of the loader while a model computes, so this pays only where a model takes less time
     than its graphs (see the page on benchmarks).
@@ -70,10 +72,11 @@ class GraphCache:
         arrays = self._read(key)
         if arrays is None:
             arrays = _build(dataset, graph)
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            with temporary.open("wb") as file:
-                np.savez(file, key=np.frombuffer(key.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, self.path)
+            try:
+                with replacing(self.path) as place, place.open("wb") as file:
+                    np.savez(file, key=np.frombuffer(key.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            except OSError as error:
+                _LOGGER.warning("cannot write %s (%s): the graphs are kept in memory alone", self.path, error)
         self._ptr, self._source, self._target, self._shift, self._distance = (
             torch.from_numpy(arrays[name]) for name in ("ptr", "source", "target", "shift", "distance")
         )
@@ -117,6 +120,7 @@ class GraphCache:
         if not self.path.exists():
             return None
         try:
+            require_proportion(self.path)
             # Reading a member compares it with the checksum that the archive holds.
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

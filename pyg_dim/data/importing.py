@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from pyg_dim.data.parquet import ID, IMPORTED, table_of
 from pyg_dim.data.parts import Parts
 from pyg_dim.data.raw import ALREADY_TAKEN
 from pyg_dim.data.reading import CHUNK, chunks, concatenate, drop_texts
+from pyg_dim.data.replacing import replacing
 from pyg_dim.data.report import ImportReport, LeftOut, printable
 from pyg_dim.data.sources.base import Source
 from pyg_dim.data.workers import Workers
@@ -61,24 +61,34 @@ def import_crystals(
     Raises:
         ValueError: the file, its report or parts of a stopped import are there, and nothing was said about them; the
             parts to go on with are of another import; a source is damaged as a whole; no crystal can be used. Nothing
-            is written then.
+            is written then. Also: a disk that is full or may not be written to; a file that is there stays as it is.
         FileNotFoundError: the folder of ``out`` does not exist.
     """
     out = Path(out)
-    _check_target(out, source, overwrite)
+    parts = Parts(out.with_name(out.name + ".parts"))
+    # Once all parts are made, a file that is there is that of the import which is resumed, or was to be replaced by it.
+    _check_target(out, source, overwrite or (resume and parts.are_made()))
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
-    parts = Parts(out.with_name(out.name + ".parts"))
-    parts.open(_plan(source, options), resume, overwrite)
+    try:
+        parts.open(_plan(source, options), resume, overwrite)
+    except OSError as error:
+        raise ValueError(f"cannot write to {parts.folder}: {error.strerror or error}; choose another place") from error
     try:
         number = _read(source, options, parts, workers)
+        parts.note_made()
         report = _merge(source, options, parts, number, out)
     except ValueError:
         # The source has to be mended first, and then these parts are stale.
         parts.remove()
         raise
-    except BaseException:
+    except BaseException as error:
         _LOGGER.warning("stopped; the finished parts lie in %s: go on with --resume", parts.folder)
+        if isinstance(error, OSError):
+            raise ValueError(
+                f"cannot read {source.name} or write {out}: {error.strerror or error}; make room there, and go on with "
+                "--resume"
+            ) from error
         raise
     parts.remove()
     return report
@@ -128,11 +138,9 @@ def _check_target(out: Path, source: Source, overwrite: bool) -> None:
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.parent}")
     for target in (out, report_path(out)):
-        if not target.exists():
-            continue
-        if any(target.samefile(file) for file in source.files):
+        if target.exists() and any(target.samefile(file) for file in source.files):
             raise ValueError(f"{target} is both a source and a file to write; give OUT.parquet another name")
-        if not overwrite:
+        if target.exists() and not overwrite:
             raise ValueError(f"{target} exists; --overwrite replaces it")
 
 
@@ -180,10 +188,10 @@ def _merge(source: Source, options: ImportOptions, parts: Parts, number: int, ou
     schema = table_of(empty).schema.with_metadata({IMPORTED: json.dumps(settings)})
 
     filled = Counter(dict.fromkeys(empty.labels, 0))
-    temporary = out.with_name(out.name + ".tmp")
     seen: set[str] = set()
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    # The file itself takes its place last: where it is new, so is the report.
+    with replacing(out) as file, replacing(report_path(out)) as report_file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             waiting: list[pa.Table] = []
             for part in range(number):
                 table = _fit(_without_repeated(parts.read(part)[0], seen, report), schema)
@@ -197,10 +205,9 @@ def _merge(source: Source, options: ImportOptions, parts: Parts, number: int, ou
         report.notes.append(_labels_text(filled, source.units, report.num_kept))
         if strange := sorted(source.units.keys() - filled.keys()):
             report.notes.append(f"there is no label {', '.join(strange)}: a unit was given and not used")
-        _write_report(report, settings, filled, source.units, out)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        text = _report_text(report, settings, filled, source.units)
+        # Names of files need not be UTF-8; the escape is one of JSON too.
+        report_file.write_text(text, encoding="utf-8", errors="backslashreplace")
     return report
 
 
@@ -228,9 +235,9 @@ def _labels_text(values: Mapping[str, int], units: Mapping[str, str], kept: int)
     return f"labels: {', '.join(texts) or 'none'}"
 
 
-def _write_report(
-    report: ImportReport, settings: Mapping[str, Any], values: Mapping[str, int], units: Mapping[str, str], out: Path
-) -> None:
+def _report_text(
+    report: ImportReport, settings: Mapping[str, Any], values: Mapping[str, int], units: Mapping[str, str]
+) -> str:
     content = {
         "source": report.source,
         "settings": settings,
@@ -247,12 +254,4 @@ def _write_report(
         "remarks": report.remarks,
         "rejected": [asdict(item) for item in report.left_out],
     }
-    target = report_path(out)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        # Names of files need not be UTF-8; the escape is one of JSON too.
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return json.dumps(content, indent=1, ensure_ascii=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+
+from pyg_dim.data.replacing import replacing
 
 if TYPE_CHECKING:
     from pyg_dim.data.dataset import CrystalDataset
@@ -42,10 +43,8 @@ def save_index_sets(
             raise ValueError(f"set {name!r} has rows that a data set of {len(dataset)} crystals does not have")
         named[name] = dataset.ids.take(pa.array(rows.cpu().numpy())).to_pylist()
     contents = {"format": _FORMAT, "source": dataset.report.source, "notes": dict(notes or {}), "sets": named}
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(contents, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    with replacing(path) as file:
+        file.write_text(json.dumps(contents, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_index_sets(path: str | Path, dataset: CrystalDataset) -> dict[str, Tensor]:

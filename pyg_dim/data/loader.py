@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -82,7 +82,7 @@ class PlannedLoader(ABC, Generic[Planned]):
             self._position = position
             yield batch
 
-    def batches(self, start: int = 0) -> Iterator[CrystalBatch]:
+    def batches(self, start: int = 0) -> Generator[CrystalBatch, None, None]:
         """The batches of the current epoch from one of them on; those before it are not built.
 
         Args:

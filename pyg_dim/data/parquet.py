@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pyg_dim.data.elements import atomic_numbers, symbols
 from pyg_dim.data.raw import RawCrystals
+from pyg_dim.data.replacing import replacing
 from pyg_dim.data.report import ImportReport, LeftOut
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read_parquet(path: str | Path) -> tuple[RawCrystals, ImportReport]:
     ids = _single_array(ids)
 
     report = ImportReport(str(path), table.num_rows)
-    report.notes += dict.fromkeys(note for shard in shards for note in _history(shard.schema))
+    report.notes += dict.fromkeys(note for shard in shards for note in history(shard.schema))
     faults = malformed_rows(table)
     if faults:
         report.left_out = [LeftOut(ids[row].as_py(), reason) for row, reason in sorted(faults.items())]
@@ -130,14 +130,24 @@ def unit_of(column: pa.Field) -> str:
     return ((column.metadata or {}).get(_UNIT) or b"").decode("utf-8", "replace")
 
 
-def _history(schema: pa.Schema) -> list[str]:
-    """What an import did to the crystals of a file."""
+def history(schema: pa.Schema) -> list[str]:
+    """What an import did to the crystals of a file.
+
+    Args:
+        schema: columns of the file.
+
+    Returns:
+        One sentence; none where the file is of another program.
+    """
     text = (schema.metadata or {}).get(IMPORTED)
     if text is None:
         return []
-    done = json.loads(text)
-    cells = f"primitive cells (to {done['symprec']} Å)" if done["primitive"] else "cells as they were"
-    return [f"imported by pyg_dim {done['version']}: {cells}, no sites nearer than {done['min_distance']} Å"]
+    try:
+        done = json.loads(text)
+        cells = f"primitive cells (to {done['symprec']} Å)" if done["primitive"] else "cells as they were"
+        return [f"imported by pyg_dim {done['version']}: {cells}, no sites nearer than {done['min_distance']} Å"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []  # the note of another program
 
 
 def _read_file(file: Path) -> pa.Table:
@@ -301,10 +311,8 @@ def write_parquet(dataset: CrystalDataset, path: str | Path) -> None:
         labels={name: values.numpy() for name, values in dataset.labels.items()},
         units=dataset.units,
     )
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    pq.write_table(table_of(raw), temporary, compression="zstd")
-    os.replace(temporary, target)
+    with replacing(path) as file:
+        pq.write_table(table_of(raw), file, compression="zstd")
 
 
 def table_of(raw: RawCrystals) -> pa.Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,12 @@ import pyarrow.parquet as pq
 
 from pyg_dim.data.collect import ImportOptions, collect
 from pyg_dim.data.parquet import table_of
+from pyg_dim.data.replacing import replacing
 from pyg_dim.data.report import ImportReport, LeftOut, NotNumbers
 from pyg_dim.data.sources.base import Entry
 
 _PLAN: Final = "plan.json"
+_MADE: Final = "made"
 _REPORT: Final = b"pyg_dim_part"
 
 
@@ -47,8 +48,9 @@ class Parts:
         """
         text = json.dumps(plan, sort_keys=True, indent=1)
         known = self.folder / _PLAN
-        if not self.folder.exists():
-            self.folder.mkdir()
+        if not known.exists() and not any(self.folder.glob("part-*.parquet")):
+            # Also what is left by one that was killed before its first part, or behind its last.
+            self.folder.mkdir(exist_ok=True)
         elif resume:
             self._require_same(text)
         elif discard:
@@ -62,17 +64,29 @@ class Parts:
         _write(known, text.encode())
 
     def _require_same(self, text: str) -> None:
-        try:
-            before = json.loads((self.folder / _PLAN).read_bytes())
-        except (OSError, ValueError):
-            before = {}
-        now = json.loads(text)
+        before, now = self._known_plan(), json.loads(text)
         differs = [key for key in now if before.get(key) != now[key]]
         if differs:
             raise ValueError(
                 f"the parts in {self.folder} are of another import ({', '.join(differs)} changed since); --overwrite "
                 "instead of --resume discards them"
             )
+
+    def _known_plan(self) -> dict[str, Any]:
+        try:
+            plan = json.loads((self.folder / _PLAN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return plan if isinstance(plan, dict) else {}
+
+    def note_made(self) -> None:
+        """Say that all parts are made, and that the file of the import is written from now on."""
+        plan = json.loads((self.folder / _PLAN).read_bytes())
+        _write(self.folder / _PLAN, json.dumps(plan | {_MADE: True}, sort_keys=True, indent=1).encode())
+
+    def are_made(self) -> bool:
+        """Whether an import was stopped when all of its parts had been made."""
+        return self._known_plan().get(_MADE) is True
 
     def path(self, number: int) -> Path:
         """The file of a part.
@@ -113,7 +127,8 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the parts, and the folder if nothing else lies in it."""
-        for pattern in ("part-*.parquet", "part-*.sha256", "part-*.tmp", _PLAN, f"{_PLAN}.tmp"):
+        # The plan last: what is left by a removal that was stopped is still known.
+        for pattern in ("part-*.parquet", "part-*.sha256", "part-*.tmp", f"{_PLAN}.tmp", _PLAN):
             for file in self.folder.glob(pattern):
                 file.unlink()
         if not any(self.folder.iterdir()):
@@ -189,6 +204,5 @@ def _report_from(text: bytes) -> ImportReport:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write_bytes(data)

@@ -34,6 +34,7 @@ from pyg_dim.data.composition import element_fractions
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.magpie import magpie_features
 from pyg_dim.data.parquet import ID
+from pyg_dim.data.replacing import replacing
 
 FRACTIONS: Final = "fractions"
 DESCRIPTORS: Final = ("ofm", "xrd", "magpie", FRACTIONS)
@@ -200,9 +201,8 @@ def _filled(table: pa.Table, name: str, missing: dict[_Key, _Crystal], path: Pat
                 bar.update()
             table = pa.concat_tables([table, _part(name, keys[chunk], found)])
             if path is not None:
-                temporary = path.with_name(path.name + ".tmp")
-                pq.write_table(table, temporary, compression="zstd")
-                os.replace(temporary, path)
+                with replacing(path) as file:
+                    pq.write_table(table, file, compression="zstd")
             _LOGGER.info("%s: %d of %d crystals are done", name, start + len(found), len(keys))
     return table
 

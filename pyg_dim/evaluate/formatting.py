@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from pyg_dim.data.replacing import replacing
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -43,9 +44,8 @@ def replace_file(path: Path, contents: str | bytes) -> None:
         path: The file.
         contents: Text, written as UTF-8, or bytes.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write_bytes(contents.encode() if isinstance(contents, str) else contents)
 
 
 def fill(page: str, name: str, text: str) -> str:

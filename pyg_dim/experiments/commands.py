@@ -39,8 +39,11 @@ from pyg_dim.experiments.transferring import RANDOM, Start
 from pyg_dim.objectives.supervised import HEADS, LABEL_LOSSES
 from pyg_dim.training.checkpoints import LAST, SECTION, read_checkpoint
 from pyg_dim.training.finetune import FineTuneOptions
+from pyg_dim.training.hub import ADDRESS
 from pyg_dim.training.options import TrainOptions
+from pyg_dim.training.pretrained import locate
 from pyg_dim.training.setup import prepare_data
+from pyg_dim.training.weights import WEIGHTS
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ TABLES = "tables"
 FORMULA_TABLES = "rp-tables"
 FORMULA_FOLDER = "roost"
 """Folder of the experiments without structures in that of the others."""
+_ENCODERS = "checkpoints of runs, .safetensors files, names of those that come with the package, or hf://user/name"
 
 
 def _files_can_fail(command: Callable[[Sequence[str], str], int]) -> Callable[[Sequence[str], str], int]:
@@ -86,7 +90,7 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
         "Fit small models on the frozen vectors of encoders and on descriptors, on the same few labels, and measure "
         "them on the whole test part.",
     )
-    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="checkpoints of runs")
+    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help=f"encoders: {_ENCODERS}")
     _add_task(parser)
     parser.add_argument("--readouts", default="global,full", help=f"of the encoders: {', '.join(READOUT_NAMES)}")
     parser.add_argument(
@@ -143,7 +147,10 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
         "Fine-tune encoders on few labels, from new parameters and from checkpoints, with the same labels and seeds.",
     )
     parser.add_argument(
-        "checkpoints", nargs="+", metavar="CKPT", help="starts; the first one tells the shape of random"
+        "checkpoints",
+        nargs="+",
+        metavar="CKPT",
+        help=f"starts; the first one tells the shape of random. Encoders: {_ENCODERS}",
     )
     _add_task(parser)
     defaults = FineTuneOptions()
@@ -215,7 +222,7 @@ def reproduce_command(arguments: Sequence[str], prog: str) -> int:
     formulas.add_argument(
         "--elements", default="magpie", help="what Roost is told of elements: learned, one_hot, magpie or a file"
     )
-    formulas.add_argument("--teacher", metavar="CKPT", help="checkpoint of a run to take for the teacher of MML")
+    formulas.add_argument("--teacher", metavar="CKPT", help=f"teacher of MML instead of one trained here: {_ENCODERS}")
     chosen = parser.parse_args(arguments)
     is_formula = chosen.figure in (*FORMULA_FIGURES, FORMULA_TABLES)
     for name in ("compositions", "pool", "structures") if is_formula else ("data", "phonons"):
@@ -242,7 +249,8 @@ def _reproduce_formulas(chosen: argparse.Namespace, page: Path | None) -> None:
     study = FormulaStudy(
         compositions=chosen.compositions, pool=chosen.pool, structures=chosen.structures,
         sets=tuple(_listed(chosen.sets, tuple(SETS), "--sets")), scale=FORMULA_SCALES[chosen.scale],
-        elements=chosen.elements, teacher=chosen.teacher, directory=_folder(Path(chosen.out) / FORMULA_FOLDER),
+        elements=chosen.elements, teacher=chosen.teacher and locate(chosen.teacher),
+        directory=_folder(Path(chosen.out) / FORMULA_FOLDER),
         split="unseen" if chosen.without_test_formulas else "all", workers=chosen.workers,
     )  # fmt: skip
     study.keep_to_settings()
@@ -311,9 +319,15 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _task(chosen: argparse.Namespace, checkpoints: Mapping[str, Path]) -> Task:
-    run = _options(next(iter(checkpoints.values())))
+    first, path = next(iter(checkpoints.items()))
+    run = _options(path)
     seed = run.seed if chosen.seed is None else chosen.seed
     if chosen.split is None and chosen.val_fraction is None:
+        if _has_lost_parts(run):
+            raise ValueError(
+                f"{first} was trained on the parts of {run.split}, which is not here: say with --split which crystals "
+                "are the test"
+            )
         # The parts of the run itself: with its --limit, and without the crystals that it left out.
         data = prepare_data(_for_parts(run, chosen.data))
         dataset, train, test = data.dataset, data.train, data.val
@@ -347,6 +361,13 @@ def _require_unseen(name: str, run: TrainOptions, dataset: CrystalDataset, test:
     """Refuse a further checkpoint that was trained on crystals of the test, where it was trained on the same file."""
     if Path(run.data).name != Path(dataset.report.source).name or not Path(run.data).exists():
         return
+    if _has_lost_parts(run):
+        _logger.warning(
+            "%s was trained on the parts of %s, which is not here: crystals of the test may be among them",
+            name,
+            run.split,
+        )
+        return
     parts = prepare_data(_for_parts(run, run.data))
     trained = parts.dataset.ids.take(pa.array(parts.train.numpy()))
     seen = int(pc.sum(pc.is_in(dataset.ids.take(pa.array(test.numpy())), trained)).as_py())
@@ -357,18 +378,34 @@ def _require_unseen(name: str, run: TrainOptions, dataset: CrystalDataset, test:
         )
 
 
+def _has_lost_parts(run: TrainOptions) -> bool:
+    """Whether a file had the parts of a run and is not at hand; weights files tell its name, not its place."""
+    return run.split.endswith(".json") and not Path(run.split).exists()
+
+
 def _options(checkpoint: Path) -> TrainOptions:
     return TrainOptions.from_dict(read_checkpoint(checkpoint)[SECTION]["options"])
 
 
 def _checkpoints(paths: Sequence[str], taken: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by name: the folder of the run, with the file where it is not the last state."""
+    """Files of encoders by name.
+
+    That of a checkpoint is the folder of its run, with the file where it is not the last state; that of a weights file
+    is its own; that on a hub is the repository.
+    """
     found: dict[str, Path] = {}
-    for path in map(Path, paths):
+    for text in paths:
+        path = locate(text)
         read_checkpoint(path)
-        name = path.resolve().parent.name + ("" if path.name == LAST else f" {path.stem}")
+        if text.startswith(ADDRESS):
+            name = text.removeprefix(ADDRESS)
+        elif path.suffix == WEIGHTS:
+            name = path.stem
+        else:
+            name = path.resolve().parent.name + ("" if path.name == LAST else f" {path.stem}")
         if name in found or name in taken:
-            raise ValueError(f"two of what is compared would be called {name!r}: rename the folder of {path}")
+            what = path if path.suffix == WEIGHTS else f"the folder of {path}"
+            raise ValueError(f"two of what is compared would be called {name!r}: rename {what}")
         found[name] = path
     return found
 

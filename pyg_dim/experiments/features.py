@@ -30,9 +30,9 @@ def untrained_encoder(checkpoint: str | Path, seed: int | None = None) -> Encode
     """Build the encoder of a run as it was before training, with the parameters that follow from its seed.
 
     Args:
-        checkpoint: Checkpoint of the run. Vectors of the elements that were read from a file are taken from it: they
-            are given, not trained.
-        seed: Another seed than that of the run.
+        checkpoint: Checkpoint of the run, or another file of its encoder. Vectors of the elements that were read from a
+            file are taken from it: they are given, not trained.
+        seed: Another seed than that of the run; 0 where the file tells of no run.
 
     Returns:
         The encoder, in evaluation mode, with kernels on where they serve.
@@ -43,7 +43,7 @@ def untrained_encoder(checkpoint: str | Path, seed: int | None = None) -> Encode
     """
     contents = read_checkpoint(checkpoint)
     about = contents[SECTION]
-    torch.manual_seed(int(about["options"]["seed"]) if seed is None else seed)
+    torch.manual_seed(int(about["options"].get("seed", 0)) if seed is None else seed)
     encoder = models.build(about["model"], **about["encoder"])
     initial = {name: value.clone() for name, value in encoder.state_dict().items()}
     if given := [name for name, value in encoder.named_buffers() if value.isnan().any()]:

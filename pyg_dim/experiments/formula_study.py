@@ -17,6 +17,7 @@ from pyg_dim.data import CompositionDataset, CrystalDataset, load_dataset
 from pyg_dim.data.composition import composition_groups, composition_keys
 from pyg_dim.data.embeddings import write_embeddings
 from pyg_dim.data.index_sets import save_index_sets
+from pyg_dim.data.replacing import replacing
 from pyg_dim.experiments.features import checkpoint_features
 from pyg_dim.experiments.formula_sets import SETS, SMALL_SETS, load_set
 from pyg_dim.experiments.provenance import checksum, keep_to
@@ -54,7 +55,7 @@ class FormulaStudy(Workspace):
     scale: FormulaScale
     sets: tuple[str, ...] = SMALL_SETS
     elements: str = "magpie"
-    teacher: str | None = None
+    teacher: Path | None = None
     split: Version = "all"
 
     @cached_property
@@ -90,7 +91,7 @@ class FormulaStudy(Workspace):
         settings: dict[str, Any] = {
             "compositions": Path(self.compositions).name, "pool": Path(self.pool).name,
             "structures": Path(self.structures).name, "elements": Path(self.elements).name,
-            "scale": asdict(self.scale), TEACHER: checksum(Path(self.teacher)) if self.teacher else None,
+            "scale": asdict(self.scale), TEACHER: checksum(self.teacher) if self.teacher else None,
         }  # fmt: skip
         if self.split == "unseen":
             settings["sets left out"] = sorted(self.sets)
@@ -125,7 +126,7 @@ class FormulaStudy(Workspace):
         if not formulas.exists():
             crystals = load_dataset(self.structures)
             rows = self._wanted(crystals).nonzero()[:, 0]
-            checkpoint = Path(self.teacher) if self.teacher else self._trained_teacher(crystals, rows)
+            checkpoint = self.teacher or self._trained_teacher(crystals, rows)
             vectors = torch.from_numpy(checkpoint_features(checkpoint, crystals, rows, ("global",))["global"])[rows]
             of_formula = composition_groups(crystals.subset(rows))
             count = torch.bincount(of_formula)
@@ -156,8 +157,6 @@ class FormulaStudy(Workspace):
 
 
 def _write_formulas(path: Path, formulas: Sequence[str]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([[FORMULA], *([text] for text in formulas)])
-    temporary.replace(path)

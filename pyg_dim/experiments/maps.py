@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,8 @@ from pyg_dim.evaluate.report import UNITS
 from pyg_dim.experiments.features import checkpoint_features
 from pyg_dim.experiments.pictures import publish
 from pyg_dim.experiments.study import FORMATION, GAP, Study
+
+_logger = logging.getLogger(__name__)
 
 FAMILY: Final = "family"
 RECIPE: Final = "combined"
@@ -87,9 +90,12 @@ def mapped_rows(study: Study) -> Tensor:
 
 def _known_points(study: Study, ids: list[str], checksum: str) -> np.ndarray | None:
     for path in sorted(study.directory.glob(f"map-*-{study.split}.csv")):
-        known = pd.read_csv(path, dtype={"id": str, "checkpoint": str}, keep_default_na=False)
-        if list(known["id"]) == ids and set(known["checkpoint"]) == {checksum}:
-            return known[["x", "y"]].to_numpy(dtype=np.float64)
+        try:
+            known = pd.read_csv(path, dtype={"id": str, "checkpoint": str}, keep_default_na=False)
+            if list(known["id"]) == ids and set(known["checkpoint"]) == {checksum}:
+                return known[["x", "y"]].to_numpy(dtype=np.float64)
+        except (ValueError, KeyError):
+            _logger.warning("%s is damaged: its points are computed anew", path)
     return None
 
 

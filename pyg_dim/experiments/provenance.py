@@ -19,10 +19,15 @@ def keep_to(path: Path, settings: Mapping[str, Any]) -> None:
         settings: Plain values by name; those that an earlier call did not have are added.
 
     Raises:
-        ValueError: A value differs from that of the file; the message names it and says what to do.
+        ValueError: A value differs from that of the file, or the file is damaged; the message says what to do.
     """
     mine = json.loads(json.dumps(settings))
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        known = error
+    if not isinstance(known, dict):
+        raise ValueError(f"{path} is damaged, so nobody knows what the tables beside it are of: choose another --out")
     for name, value in mine.items():
         if known.get(name, value) != value:
             raise ValueError(

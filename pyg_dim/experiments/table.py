@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import pandas as pd
 
@@ -17,13 +18,15 @@ except ImportError:  # Windows has no such locks: there it has to be one command
     fcntl = None  # type: ignore[assignment]
 
 Key = tuple[str, ...]
+_BLOCK: Final = 2**12
+"""Bytes that are looked through at a time for the end of a line."""
 
 
 class FitTable:
     """Rows of a CSV file that are known by a key.
 
-    Rows are appended, and each call of :meth:`add` reaches the disk before the next fit is begun. A last line that was
-    cut short by a crash is taken away when the file is opened; nothing else is ever changed.
+    Rows are appended, and each call of :meth:`add` reaches the disk before the next fit is begun; where that fails,
+    none of its rows stays. A last line that was cut short by a crash is taken away; nothing else is ever changed.
 
     Args:
         path: The file; made with its folder if absent.
@@ -31,7 +34,7 @@ class FitTable:
         values: The other columns.
 
     Raises:
-        ValueError: The file has other columns; the message names the file.
+        ValueError: The file has other columns, or is damaged; the message names the file, and the row.
     """
 
     def __init__(self, path: str | Path, keys: Sequence[str], values: Sequence[str]) -> None:
@@ -47,10 +50,8 @@ class FitTable:
         if len(contents) < len(header):
             self.path.write_bytes(header)
         self._mend()
-        rows = self._rows()
-        next(rows)
         places = [self.columns.index(key) for key in self.keys]
-        self._known = {tuple(row[place] for place in places) for row in rows}
+        self._known = {tuple(row[place] for place in places) for row in self._rows()}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -69,9 +70,15 @@ class FitTable:
             new.setdefault(self._key(row), row)
         new = {key: row for key, row in new.items() if key not in self._known}
         lines = [_line([_text(row[column]) for column in self.columns]) for row in new.values()]
-        with self.path.open("a", encoding="utf-8", newline="") as file, _alone(file):
-            file.write("".join(lines))
-            file.flush()
+        with self.path.open("r+b", buffering=0) as file, _alone(file):
+            # Another command on the same table may have been killed within a line since this one opened it.
+            end = _end_of_lines(file)
+            file.truncate(end)
+            try:
+                _append(file, "".join(lines).encode())
+            except OSError:
+                file.truncate(end)
+                raise
         self._known |= new.keys()
 
     def read(self) -> pd.DataFrame:
@@ -87,15 +94,43 @@ class FitTable:
     def _key(self, row: Mapping[str, Any]) -> Key:
         return tuple(_text(row[key]) for key in self.keys)
 
-    def _rows(self) -> Any:
-        return csv.reader(io.StringIO(self.path.read_text(encoding="utf-8")))
+    def _rows(self) -> list[list[str]]:
+        try:
+            reader = csv.reader(io.StringIO(self.path.read_text(encoding="utf-8")))
+            next(reader)
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{self.path} is damaged ({error}): move it away, or choose --out") from error
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"{self.path} is damaged: row {number} has {len(row)} of {len(self.columns)} values; take that row "
+                    "out, and it is computed again"
+                )
+        return rows
 
     def _mend(self) -> None:
-        with self.path.open("r+b") as file, _alone(file):
-            contents = file.read()
-            whole = contents.rfind(b"\n") + 1
-            if whole < len(contents):
-                file.truncate(whole)
+        with self.path.open("r+b", buffering=0) as file, _alone(file):
+            file.truncate(_end_of_lines(file))
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Where the last whole line ends."""
+    place = file.seek(0, os.SEEK_END)
+    while place > 0:
+        start = max(0, place - _BLOCK)
+        file.seek(start)
+        if (found := file.read(place - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        place = start
+    return 0
+
+
+def _append(file: IO[bytes], data: bytes) -> None:
+    """Write at the end; a disk that is almost full takes a part at first."""
+    file.seek(0, os.SEEK_END)
+    while data:
+        data = data[file.write(data) :]
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Progress(TQDMProgressBar):
         """Log the speed and write the line of the epoch."""
         super().on_train_epoch_end(trainer, pl_module)
         assert isinstance(pl_module, TrainingModule)  # noqa: S101
-        pl_module.log("crystals_per_second", self._speed, sync_dist=True)
+        pl_module.log_now({"crystals_per_second": self._speed})
         # The means are those of this process; the logged ones are those of all.
         parts = [f"train {_text(pl_module.train_meter.means())}"]
         if pl_module.val_meter.crystals:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyg_dim import models
 from pyg_dim.data.dataset import Oxidation
+from pyg_dim.data.sources.streams import require_proportion
 from pyg_dim.data.supercell import MAX_SITES
 from pyg_dim.training.pretrained import locate
 from pyg_dim.training.weights import WEIGHTS, read_weights, unpack_weights
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pyg_dim.models.encoder import Encoder
 
 SECTION: Final = "pyg_dim"
+METRICS: Final = "metrics"
+"""Where a checkpoint of a run has the last value of everything that was logged, by tag."""
 LAST: Final = "last.ckpt"
 """File of the state after the last epoch, in the folder of a run."""
 FORMAT: Final = 1
@@ -82,6 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == WEIGHTS:
         return _from_weights(*read_weights(path), path)
+    require_proportion(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -148,6 +152,10 @@ def _require_contents(checkpoint: Any, path: str | Path) -> None:
         if str(name).startswith(ENCODER_PREFIX)
     ):
         raise ValueError(f"{path} is damaged: it has no parameters of an encoder under 'state_dict'")
+    for name, value in state.items():
+        # By its strides a tensor may claim to be larger than the file that it comes from.
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path} is damaged: {name!r} has more numbers than the file holds")
 
 
 def load_encoder(path: str | Path) -> Encoder:

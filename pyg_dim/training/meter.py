@@ -30,18 +30,21 @@ class LossMeter:
         self._sums = {}
         self.crystals = 0
 
-    def update(self, losses: Mapping[str, Tensor], crystals: int) -> None:
+    def update(self, losses: Mapping[str, Tensor], crystals: int, counts: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             losses: scalars by name.
             crystals: number of crystals in the batch.
+            counts: [] bool, whether the batch is a part of the means; it is by default.
         """
         names = tuple(losses)
         values = torch.stack([losses[name].detach() for name in names])
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         one = torch.ones_like(values[0])
         weights = torch.stack([losses.get(name + COVERAGE, one).to(values.dtype) for name in names]) * crystals
+        if counts is not None:
+            weights = weights * counts
         # Where nothing is covered the value means nothing and may be NaN.
         sums = torch.stack([torch.where(weights > 0, values * weights, 0.0), weights])
         self._sums[names] = self._sums[names] + sums if names in self._sums else sums

@@ -18,16 +18,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from pyg_dim.data.batch import CrystalBatch
 from pyg_dim.losses import BASELINES
 from pyg_dim.models import Encoder
-from pyg_dim.training.checkpoints import SECTION
+from pyg_dim.training.checkpoints import METRICS, SECTION
 from pyg_dim.training.coverage import scarce_text, skipped_text, starved_text
 from pyg_dim.training.loaders import CrystalData
 from pyg_dim.training.meter import COVERAGE, LossMeter
 from pyg_dim.training.schedules import Schedule, cosine
+from pyg_dim.training.skipping import SkippedSteps, poisoned
 
 _logger = logging.getLogger(__name__)
 
 CHECK_EVERY: Final = 20
-"""Steps between two looks at the loss; each waits for the device."""
+"""Steps between two looks at what was skipped; each waits for the device."""
+MAX_SKIPPED: Final = 20
+"""Steps in a row that may be skipped; so may half of an epoch."""
 _TRAIN, _VAL = 0, 1
 
 
@@ -47,6 +50,9 @@ class TrainingModule(LightningModule):
     (those with a false sample, or with a label). Batches that are repeated so that all processes have as many count
     nothing. Logged losses are not scaled. The fit takes its batches from a
     :class:`~pyg_dim.training.loaders.CrystalData`.
+
+    A step whose loss or gradient is no finite number is skipped and counted (tag ``skipped_steps``), and its losses are
+    no part of the means; :data:`MAX_SKIPPED` in a row, or more than half of an epoch, stop the run.
 
     Args:
         objective: ``objective(batch, generator) -> {"total": ..., ...}``.
@@ -78,6 +84,7 @@ class TrainingModule(LightningModule):
         self.schedule = schedule
         self.train_meter = LossMeter()
         self.val_meter = LossMeter()
+        self._skipped = SkippedSteps(objective)
         self._coverage_told = False
 
     @property
@@ -88,8 +95,9 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with AMSGrad over all parameters, and the schedule of its learning rate."""
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=1e-7, amsgrad=True
-        )
+            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, eps=1e-7, amsgrad=True,
+            fused=_is_fused(self.device),
+        )  # fmt: skip
         if self.schedule == "constant":
             return optimizer
         factor = partial(cosine, steps=int(self.trainer.estimated_stepping_batches))
@@ -99,11 +107,19 @@ class TrainingModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the section that tells what the checkpoint is of."""
+        """Add the section that tells what the checkpoint is of, and what was measured."""
         checkpoint[SECTION] = self.about
+        checkpoint[METRICS] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the optimiser as it is made here, also where the run was on another kind of device."""
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["fused"] = _is_fused(self.trainer.strategy.root_device)
 
     def on_train_batch_start(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Set the random numbers of the step."""
+        self._skipped.begin_step()
         torch.manual_seed(self._step_seed(_TRAIN, self.current_epoch, self._number(batch_idx)))
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
@@ -111,14 +127,25 @@ class TrainingModule(LightningModule):
         losses = self.objective(batch)
         crystals = self._data.train.crystals(batch_idx)
         mine = crystals[self.global_rank]
-        self.train_meter.update(losses, mine)
+        total = poisoned(losses["total"])
+        self.train_meter.update(losses, mine, losses["total"].detach().isfinite())
         if len(crystals) == 1:
-            return losses["total"]
+            return total
         # Gradients are averaged over the processes, each with the same weight.
-        return losses["total"] * (mine * len(crystals) / sum(crystals))
+        return total * (mine * len(crystals) / sum(crystals))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have the optimiser skip the step where a gradient is no finite number."""
+        found = self._skipped.look(optimizer)
+        if optimizer.param_groups[0]["fused"]:
+            # On the device: the host does not wait for the answer.
+            optimizer.found_inf = found  # type: ignore[attr-defined]
+        elif found:
+            # What has no gradient is left as it is.
+            optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(self, outputs: Any, batch: CrystalBatch, batch_idx: int) -> None:
-        """Look from time to time whether the loss is still a number."""
+        """Look from time to time whether the steps still count."""
         if (batch_idx + 1) % CHECK_EVERY == 0:
             self.require_finite()
 
@@ -140,31 +167,43 @@ class TrainingModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin new means."""
         self.train_meter.reset()
+        self._skipped.begin_epoch()
 
     def on_train_epoch_end(self) -> None:
         """Log the means of training, before the checkpoint of the epoch is written."""
         means = self.train_meter.reduced_means()
         self.require_finite(means)
         self._log_means("train", means)
-        for estimator, baseline in BASELINES.items():
-            if any(name.startswith(f"{estimator}/") for name in means):
-                self.log(f"baseline/{estimator}", baseline, sync_dist=True)
+        self.log_now(
+            {f"baseline/{e}": value for e, value in BASELINES.items() if any(n.startswith(f"{e}/") for n in means)}
+        )
+        skipped, _ = self._skipped.counts()
+        self.log_now({"skipped_steps": float(skipped)})
+        if skipped and self.trainer.is_global_zero:
+            _logger.warning(
+                "%d of %d steps of epoch %d were skipped, because their loss or gradient was no finite number",
+                skipped, self._skipped.steps, self.current_epoch + 1,
+            )  # fmt: skip
         if not self._coverage_told and self.trainer.is_global_zero:
             self._tell_coverage(means)
 
     def require_finite(self, means: Mapping[str, float] | None = None) -> None:
-        """Stop where the loss or a parameter is no longer a number. Waits for the device.
+        """Stop where too many steps were skipped, or a parameter is no number. Waits for the device.
 
         Args:
-            means: means of the epoch at its end; those so far by default, without the parameters.
+            means: means of the epoch at its end; None within it, where the parameters are not looked at.
 
         Raises:
             FloatingPointError: with advice.
         """
-        # Means of all processes: they stop together, or the others would wait for one that has stopped.
-        total = (self.train_meter.reduced_means() if means is None else means).get("total", 0.0)
-        broken = None if math.isfinite(total) else "the loss"
-        if broken is None and means is not None:
+        # Gradients are those of all processes, which so stop together: others would wait for one that has stopped.
+        (skipped, in_a_row), steps = self._skipped.counts(), self._skipped.steps
+        broken = None
+        if in_a_row >= MAX_SKIPPED:
+            broken = f"the loss or its gradient, in {in_a_row} steps in a row,"
+        elif means is not None and 2 * skipped > steps:
+            broken = f"the loss or its gradient, in {skipped} of {steps} steps,"
+        elif means is not None:
             norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in self.parameters()]))
             broken = None if bool(norms.isfinite().all()) else "a parameter"
         if broken is not None:
@@ -184,8 +223,21 @@ class TrainingModule(LightningModule):
 
     def _log_means(self, part: str, means: Mapping[str, float]) -> None:
         # A mean of nothing (a kind of false samples that was never possible) is no point of a curve.
-        known = {name: value for name, value in means.items() if not math.isnan(value)}
-        self.log_dict({tag(part, name): value for name, value in known.items()}, sync_dist=True)
+        self.log_now({tag(part, name): value for name, value in means.items() if not math.isnan(value)})
+
+    def log_now(self, values: Mapping[str, float]) -> None:
+        """Log what is the same in all processes at the end of an epoch, or of its validation, at once.
+
+        What Lightning logs at the end of an epoch comes behind the checkpoint of the epoch: a run that is killed
+        between the two would lack it for ever, since it goes on behind the epoch.
+
+        Args:
+            values: by tag.
+        """
+        self.log_dict(dict(values), sync_dist=True, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics(dict(values), step=self.global_step - 1)
+            self.logger.save()
 
     @property
     def _data(self) -> CrystalData:
@@ -199,6 +251,11 @@ class TrainingModule(LightningModule):
         # The zero was the number of the process once; it stays for runs of one process to draw what they drew.
         words = np.random.SeedSequence([self.seed, part, epoch, number, 0]).generate_state(2, np.uint32)
         return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _is_fused(device: torch.device) -> bool | None:
+    """Whether the optimiser is one kernel, which can skip a step by itself; elsewhere PyTorch's default is."""
+    return True if device.type == "cuda" else None
 
 
 def tag(part: str, name: str) -> str:

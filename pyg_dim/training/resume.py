@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
+from pyg_dim.training.checkpoints import METRICS, SECTION, read_checkpoint, require_model
 from pyg_dim.training.options import CHANGEABLE, TrainOptions
 
 
@@ -108,6 +108,12 @@ class ResumedRun:
                 f"the run is complete: raise --epochs to go on (epochs in {self.path}: {done}, --epochs: {epochs})"
             )
         return True
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of everything that was logged, by tag; of a file that tells no such, none."""
+        known = self.contents.get(METRICS)
+        return {str(name): float(value) for name, value in known.items()} if isinstance(known, dict) else {}
 
     @property
     def epochs_done(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,11 +25,14 @@ from torch.utils.tensorboard.summary import hparams
 
 from pyg_dim import models
 from pyg_dim.data import CrystalLoader
+from pyg_dim.evaluate.formatting import replace_file
 from pyg_dim.evaluate.summary import probe_metrics, summarise
 from pyg_dim.training.callbacks import Interrupted, Progress, StopOnSignal
+from pyg_dim.training.checkpoint_files import BEST, CheckpointFiles
 from pyg_dim.training.checkpoints import LAST, section
 from pyg_dim.training.coverage import coverage_notes
 from pyg_dim.training.devices import choose_device
+from pyg_dim.training.launch import require_processes
 from pyg_dim.training.loaders import CrystalData
 from pyg_dim.training.module import TrainingModule
 from pyg_dim.training.options import TrainOptions
@@ -38,7 +43,6 @@ from pyg_dim.training.tensorboard import EmbeddingProjector, LossCharts, Represe
 
 _logger = logging.getLogger(__name__)
 
-BEST = "best.ckpt"
 _PRECISIONS = {"16": "16-mixed", "32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 
 
@@ -69,12 +73,14 @@ def train(options: TrainOptions) -> RunResult:
 
     Raises:
         FileNotFoundError: no such data or checkpoint.
-        ValueError: options, data or a checkpoint that do not fit; the message says what to do.
-        FloatingPointError: the loss or a parameter is no longer a number; checkpoints of earlier epochs are kept.
+        ValueError: options, data or a checkpoint that do not fit, or a disk that is full; the message says what to do.
+        FloatingPointError: the loss or a gradient was no number in too many steps (a few are skipped); checkpoints of
+            earlier epochs are kept.
         Interrupted: Ctrl-C or SIGTERM; the run has been saved.
     """
     # What can be wrong is looked at before the data are read, which may take a while.
     accelerator = choose_device(options.accelerator)
+    require_processes(options.devices, options.num_nodes)
     resumed = None if options.resume is None else ResumedRun(options.resume, options.model)
     teacher = teacher_checksum(options)
     encoder, untrained = prepare_encoder(options)
@@ -107,18 +113,18 @@ def train(options: TrainOptions) -> RunResult:
 
     loaders = _loaders(options, data, encoder)
     logger = TensorBoardLogger(directory.parent, name=directory.name, version="", default_hp_metric=False)
-    # Lightning writes them to hparams.yaml, which --config reads.
-    logger.hparams = options.to_dict()
     stop = StopOnSignal(directory / LAST)
     checkpoints = _checkpoints(directory, "train/total" if loaders.val is None else "val/total")
     trainer = Trainer(
         accelerator=accelerator,
         devices=options.devices,
+        num_nodes=options.num_nodes,
         strategy=_strategy(options),
         precision=_PRECISIONS[options.precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
         logger=logger,
         callbacks=[Progress(), *_monitors(options, data, loaders), *checkpoints, stop],
+        plugins=[CheckpointFiles()],
         default_root_dir=directory,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
@@ -126,7 +132,11 @@ def train(options: TrainOptions) -> RunResult:
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    with stop, warnings.catch_warnings():
+    with _told_of_files(directory), stop, warnings.catch_warnings():
+        if trainer.is_global_zero:
+            # What --config reads. Lightning would write it, too, but not in one step, nor anew for a resumed run.
+            about = yaml.safe_dump(replace(options, resume=None).to_dict(), sort_keys=False)
+            replace_file(directory / logger.NAME_HPARAMS_FILE, about)
         # Means are logged once an epoch, not every so many steps; loaders have a thread of their own.
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         # What only the first process logs is of the first process only.
@@ -144,12 +154,11 @@ def train(options: TrainOptions) -> RunResult:
                 raise
             saved = directory / LAST
             raise Interrupted(saved if saved.exists() else None, stop.signum, cut_short=True) from error
-        if is_trained:
-            # Nothing was left to fit, so nothing was measured.
-            trainer.validate(module, datamodule=loaders, verbose=False)
     if stop.signum is not None:
         raise Interrupted(directory / LAST, stop.signum)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Where nothing was left to fit, nothing was measured.
+    measured = resumed.metrics if resumed is not None and is_trained else trainer.callback_metrics
+    metrics = {name: float(value) for name, value in measured.items()}
     device = trainer.strategy.root_device
     if torch.distributed.is_initialized():
         # From here on the first process works alone, and its loaders have to see all crystals.
@@ -158,18 +167,32 @@ def train(options: TrainOptions) -> RunResult:
     if trainer.is_global_zero:
         _logger.info("trained and saved; comparing it with the untrained encoder, which Ctrl-C leaves out")
         notes = coverage_notes(metrics)
-        if is_trained:
-            notes.append("the run was taken up after its last epoch; its losses in training stand in TensorBoard alone")
-        summary = _summarise(options, data, module, untrained, metrics, notes, directory, device)
-        if summary is not None:
-            metrics |= probe_metrics(summary)
-        _log_final(directory, options, data, metrics, trainer.global_step)
+        with _told_of_files(directory):
+            summary = _summarise(options, data, module, untrained, metrics, notes, directory, device)
+            if summary is not None:
+                metrics |= probe_metrics(summary)
+            _log_final(directory, options, data, metrics, trainer.global_step)
         _logger.info("saved in %s; see it with: tensorboard --logdir %s", directory, directory.parent)
     return RunResult(directory, metrics, summary)
 
 
+@contextlib.contextmanager
+def _told_of_files(directory: Path) -> Iterator[None]:
+    """Tell the user of a disk that is full, or may not be written to, in words."""
+    try:
+        yield
+    except (FileNotFoundError, BrokenPipeError):
+        raise
+    except OSError as error:
+        last = directory / LAST
+        kept = (
+            f"what was saved stays: make room, and go on with --resume {last}" if last.exists() else "nothing is lost"
+        )
+        raise ValueError(f"cannot write to {directory}: {error.strerror or error}; {kept}") from error
+
+
 def _strategy(options: TrainOptions) -> DDPStrategy | str:
-    if options.devices == 1:
+    if options.devices * options.num_nodes == 1:
         return "auto"
     # Other objectives leave the critics of an encoder without gradient, and so does InfoNCE where a batch (of one
     # crystal) has no false sample; other processes would wait for these gradients. Jensen-Shannon losses always reach

@@ -99,8 +99,11 @@ class RepresentationMonitor(Callback):
             return
         spread, scalars = representation_statistics(vectors)
         for name, value in scalars.items():
-            pl_module.log(f"representation/{name}", value, rank_zero_only=True)
+            pl_module.log(f"representation/{name}", value, rank_zero_only=True, logger=False)
         for writer in _writers(trainer):
+            # At once, and so before the checkpoint of the epoch, behind which a run that is killed goes on.
+            for name, value in scalars.items():
+                writer.add_scalar(f"representation/{name}", value, trainer.global_step - 1)
             writer.add_histogram("representation/std", spread, trainer.global_step)
         if scalars["collapsed_fraction"] >= ALARM:
             self._warn_once(

@@ -172,7 +172,7 @@ def test_a_report_is_not_replaced_unless_told(folder, tmp_path):
     assert json.loads(report.read_text(encoding="utf-8"))["kept"] == 4
 
 
-@pytest.mark.parametrize("stopped", ["_fit", "_write_report"])
+@pytest.mark.parametrize("stopped", ["_fit", "_report_text"])
 def test_a_stop_while_parts_are_put_together_leaves_only_the_parts(folder, tmp_path, monkeypatch, stopped):
     def stop(*_):
         raise KeyboardInterrupt

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 
 from pyg_dim.cli import main
+from pyg_dim.data import save_index_sets
 from pyg_dim.experiments.study import FORMATION
 from pyg_dim.experiments.table import FitTable
+from pyg_dim.training import export, pretrained
 from pyg_dim.training.options import TrainOptions
 from pyg_dim.training.run import train
 
@@ -117,6 +120,50 @@ def test_the_test_is_the_validation_part_of_the_run(parquet, tmp_path, options_o
     assert set(pd.read_csv(tmp_path / "a" / "probes.csv")["tests"]) <= {14, 15, 16}
     assert main(["probe", str(checkpoint), str(other), *command, "--out", str(tmp_path / "b")]) == 1
     assert "other was trained on" in capsys.readouterr().err
+
+
+def test_encoders_come_by_name_and_as_weights_files(finished, parquet, tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "handed-on.safetensors"
+    export(finished.checkpoint, weights)
+    monkeypatch.setattr(pretrained, "shipped_encoders", lambda: {"handed-on": weights})
+    task = ["--data", str(parquet), "--target", FORMATION, "--val-fraction", "0.3", "--sizes", "10", "--draws", "1"]
+    probe = [*task, "--probes", "ridge", "--readouts", "global", "--baselines", "untrained"]
+    errors = {}
+    for start in (str(finished.checkpoint), str(weights), "handed-on"):
+        out = tmp_path / str(len(errors))
+        assert main(["probe", start, *probe, "--out", str(out)]) == 0
+        frame = pd.read_csv(out / "probes.csv")
+        errors[start] = dict(zip(frame["features"], frame["mae"], strict=True))
+    of_run, of_file, of_name = errors.values()
+    assert of_file == of_name
+    assert set(of_name) == {"handed-on global", "handed-on untrained global"}
+    assert of_run["tiny global"] == of_name["handed-on global"]
+    assert of_run["tiny untrained global"] == of_name["handed-on untrained global"]
+    assert main(["transfer", "handed-on", *task, "--epochs", "1", "--out", str(tmp_path / "t")]) == 0
+    assert list(pd.read_csv(tmp_path / "t" / "transfer.csv")["start"]) == ["random", "handed-on"]
+    assert main(["probe", "handed-on", str(weights), *probe, "--out", str(tmp_path)]) == 1
+    assert f"two of what is compared would be called 'handed-on': rename {weights}" in capsys.readouterr().err
+    assert main(["probe", "unheard", *probe, "--out", str(tmp_path)]) == 1
+    assert "there is no encoder 'unheard'" in capsys.readouterr().err
+
+
+def test_parts_that_a_file_had_are_asked_for(parquet, dataset, tmp_path, options_of, capsys):
+    """A weights file tells the name of that file, not its place."""
+    parts = tmp_path / "parts.json"
+    save_index_sets(parts, dataset, {"train": torch.arange(80), "val": torch.arange(80, 120)})
+    checkpoint = train(options_of(split=str(parts), name="given")).directory / "last.ckpt"
+    export(checkpoint, tmp_path / "given.safetensors")
+    other = str(train(options_of(name="other", val_fraction=0.2)).directory / "last.ckpt")
+    task = ["--data", str(parquet), "--target", FORMATION, "--sizes", "10", "--draws", "1", "--probes", "ridge"]
+    task += ["--readouts", "global", "--baselines", ""]
+    given = str(tmp_path / "given.safetensors")
+    assert main(["probe", given, *task, "--out", str(tmp_path / "a")]) == 1
+    assert (
+        "given was trained on the parts of parts.json, which is not here: say with --split" in capsys.readouterr().err
+    )
+    assert main(["probe", given, *task, "--split", str(parts), "--out", str(tmp_path / "a")]) == 0
+    assert set(pd.read_csv(tmp_path / "a" / "probes.csv")["tests"]) == {40}
+    assert main(["probe", other, given, *task, "--out", str(tmp_path / "b")]) == 0
 
 
 def test_what_cannot_be_written_is_named(finished, parquet, tmp_path, capsys, monkeypatch):

@@ -37,7 +37,7 @@ def test_both_versions_draw_the_same_formulas_but_those_of_the_sets(formulas):
 
 def test_the_teacher_has_the_mean_embedding_of_each_formula(formulas, finished):
     formulas.directory.mkdir()
-    taught = replace(formulas, teacher=str(finished.checkpoint))
+    taught = replace(formulas, teacher=finished.checkpoint)
     path, table = taught._taught()
     # Each formula of these crystals is there in two structures.
     assert len(keys(path)) == 60

@@ -62,13 +62,11 @@ def test_a_run_stopped_in_its_last_validation_is_summarised(options, monkeypatch
     parameters = torch.load(checkpoint, weights_only=True)["state_dict"]
 
     result = train(replace(chosen, resume=str(checkpoint)))
-    assert result.metrics["val/js/local"] == pytest.approx(whole.metrics["val/js/local"], rel=1e-6)
+    assert result.metrics["val/js/local"] == whole.metrics["val/js/local"]
     table = pd.read_csv(checkpoint.parent / "summary.csv")
     assert set(table["section"]) == {"loss", "probe"}
     losses, expected = (t[t["section"] == "loss"].set_index("name") for t in (table, whole.summary))
-    pd.testing.assert_series_equal(losses["val"], expected["val"], check_exact=False, check_like=True)
-    assert losses["train"].isna().all()
-    assert "- note: the run was taken up after its last epoch" in (checkpoint.parent / "summary.md").read_text()
+    pd.testing.assert_frame_equal(losses[["val", "train"]], expected[["val", "train"]], check_like=True)
     after = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], value) for name, value in parameters.items())
     with pytest.raises(ValueError, match="the run is complete"):

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,25 @@ def limit(path: Path) -> int:
         Bytes.
     """
     return FREE + MAX_RATIO * path.stat().st_size
+
+
+def require_proportion(path: Path) -> None:
+    """Refuse an archive of arrays or tensors whose members are declared to be much larger than the file.
+
+    Args:
+        path: zip archive, as NumPy (``.npz``) and PyTorch write them. A damaged one, or another kind of file, is left
+            to who reads it.
+
+    Raises:
+        ValueError: the archive is refused.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, *DAMAGE):
+        return
+    if total > limit(path):
+        raise ValueError(f"{path} expands to more than {MAX_RATIO} times its size: not read")
 
 
 class _Limited(io.RawIOBase):
