@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import data_size
 import encoders
+import few_labels
 import loading
 import processes
 import render
@@ -40,6 +41,7 @@ BENCHMARKS: Final[dict[str, Callable[..., results.Measured]]] = {
     "processes": processes.processes,
     "models": encoders.models,
     "loader": loading.loader,
+    "few_labels": few_labels.few_labels,
     "data_layer": scripts.data_layer,
     "import_cif": scripts.import_cif,
     "dimpool": scripts.dimpool,
@@ -50,6 +52,7 @@ BENCHMARKS: Final[dict[str, Callable[..., results.Measured]]] = {
 
 HELP: Final = {
     "data": "crystals, as for train.py",
+    "phonons": "crystals of matbench_phonons, as for train.py",
     "device": "cpu, or cuda",
     "seed": "of parameters, order, false samples and noise",
     "rounds": "timed rounds, in each of which every variant has a turn",
@@ -62,11 +65,18 @@ HELP: Final = {
     "models": "encoders",
     "crystals": "crystals of the batch",
     "small_alignn": "ALIGNN with 2 + 2 layers of width 64",
+    "labels": "labels to learn from",
+    "draws": "draws of the labels",
+    "model": "encoder, as for pyg_dim.load",
     "plain": "compute also what symmetry makes equal",
 }
 CHOICES: Final = {"variants": (PUBLISHED, *OURS), "variant": tuple(OURS), "models": sorted(MODELS)}
 KEPT: Final = Path(__file__).parent / "results"
-PAGE: Final = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+DOCS: Final = Path(__file__).parents[1] / "docs"
+PAGES: Final = {name: "few_labels.md" if name == "few_labels" else "benchmarks.md" for name in BENCHMARKS}
+"""The page of the documentation that shows a benchmark."""
+FILES: Final = ("data", "phonons", "model")
+"""Options that may be paths, of which the name alone is told."""
 PASSED_ON: Final = "arguments"
 """The parameter that takes what stands after --."""
 
@@ -111,7 +121,12 @@ def command_line() -> argparse.ArgumentParser:
         metavar="PATH",
         help=f"JSON to write, or a folder for NAME.json; --render reads {KEPT.name}/",
     )
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="page whose tables are replaced, between markers")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="PAGE",
+        help="page whose tables are replaced, between markers, or the folder docs, for the pages of all",
+    )
     parser.add_argument("--threads", type=int, help="threads of PyTorch; by default those that it takes itself")
     for option, text in HELP.items():
         defaults = {name: given[option] for name in BENCHMARKS if option in (given := options_of(name))}
@@ -145,7 +160,7 @@ def command_of(name: str, given: dict[str, Any], threads: int | None, passed_on:
     """The command that runs a benchmark again, with names of files instead of their paths."""
     words = ["python", "benchmarks/run.py", name]
     for option, value in (given | ({} if threads is None else {"threads": threads})).items():
-        shown = [Path(value).name] if option == "data" else map(str, as_list(value))
+        shown = [Path(value).name] if option in FILES else map(str, as_list(value))
         words += [flag(option)] if value is True else [flag(option), *shown]
     if passed_on:
         words += ["--", *(Path(word).name if Path(word).exists() else word for word in passed_on)]
@@ -172,10 +187,14 @@ def run(name: str, given: dict[str, Any], threads: int | None, passed_on: Sequen
     load = os.getloadavg()[0]
     found = BENCHMARKS[name](**settings, **({PASSED_ON: passed_on} if PASSED_ON in known else {}))
     facts = results.machine(settings.get("device", "cpu"), load)  # afterwards: some programs set their own threads
-    if "data" in settings:
-        settings["data"] = Path(settings["data"]).name
+    settings |= {option: Path(settings[option]).name for option in FILES if option in settings}
     about = (BENCHMARKS[name].__doc__ or "").splitlines()[0]
     return results.result(name, about, command_of(name, given, threads, passed_on), settings, facts, found)
+
+
+def page_of(name: str, given: Path) -> Path:
+    """The page that shows a benchmark: the one that was given, or that of the benchmark in a folder."""
+    return given / PAGES[name] if given.is_dir() else given
 
 
 def run_and_write(
@@ -188,7 +207,7 @@ def run_and_write(
     if json is not None:
         results.write(json / f"{name}.json" if json.is_dir() else json, made)
     if markdown is not None:
-        render.render([made], markdown)
+        render.render([made], page_of(name, markdown))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -207,8 +226,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         if args.render:
-            folder = args.json or KEPT
-            render.render([results.read(path) for path in sorted(folder.glob("*.json"))], args.markdown or PAGE)
+            for path in sorted((args.json or KEPT).glob("*.json")):
+                made = results.read(path)
+                render.render([made], page_of(made["benchmark"], args.markdown or DOCS))
             return
         names = chosen(args.names)
         given = {option: value for option in HELP if (value := getattr(args, option)) is not None}
@@ -227,9 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.get("device", "cpu") != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device {given['device']}: PyTorch finds no CUDA device here; use --device cpu")
         if args.markdown is not None:
-            page = args.markdown.read_text(encoding="utf-8")
             for name in names:  # before the work, not after it
-                render.fill(page, name, "")
+                render.fill(page_of(name, args.markdown).read_text(encoding="utf-8"), name, "")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if len(names) == 1:

@@ -16,8 +16,8 @@ myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
 
 nitpicky = True  # a reference without a target is a warning
-# Types of other libraries, whose pages a build would have to fetch.
-nitpick_ignore_regex = [("py:(class|exc)", r"(?!pyg_dim\.).*"), ("py:obj", r"typing\..*")]
+# Types of other libraries, whose pages a build would have to fetch, and of kernels, which are no part of the API.
+nitpick_ignore_regex = [("py:(class|exc)", r"(?!pyg_dim\.).*|pyg_dim\.native\..*"), ("py:obj", r"typing\..*")]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

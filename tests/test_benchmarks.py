@@ -277,6 +277,54 @@ def test_loader(tmp_path, data) -> None:
     assert row["share of a step"]["median"] > 0
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """300 crystals, 30 of them in the test fold, with the labels that the benchmark of few labels wants."""
+    path, dataset = tmp_path_factory.mktemp("data") / "labelled.parquet", decorated_prototypes(300)
+    weight = torch.stack([batch.z.double().mean() for batch in (dataset[row] for row in range(len(dataset)))])
+    names = ("formation_energy_per_atom", "band_gap", "last phdos peak")
+    dataset.with_labels({name: weight + k for k, name in enumerate(names)}).to_parquet(path)
+    return path
+
+
+def test_few_labels_in_the_page_of_its_own(tmp_path, labelled) -> None:
+    for page in set(run.PAGES.values()):
+        (tmp_path / page).write_text(page_for("few_labels") if page == "few_labels.md" else "")
+    words = ["--labels", 20, "--draws", 5, "--markdown", tmp_path]
+    made = called("few_labels", tmp_path, "--data", labelled, "--phonons", labelled, *words)
+    assert made["settings"]["phonons"] == made["settings"]["data"] == "labelled.parquet"
+    (table,) = made["tables"]
+    assert [row["crystals"] for row in table["rows"]] == [30] * 12 + [300] * 6
+    errors = {(row["target"].split(",")[0], row["features"], row["model"]): row for row in table["rows"]}
+    targets = {target for target, _, _ in errors}
+    assert targets == {"formation_energy_per_atom", "band_gap", "last phdos peak"}
+    for target in targets:
+        usual = errors[target, "Magpie", "random forest"]
+        assert usual["against Magpie, random forest"] == ""
+        # The label is a Magpie feature: all that learn must beat the mean of the labels.
+        mean = errors[target, "none", "mean of the labels"]
+        assert usual["error"]["median"] < mean["error"]["median"]
+        assert mean["against Magpie, random forest"].startswith("worse, +")
+        better = errors[target, "Magpie", "ProbeRegressor"]["against Magpie, random forest"]
+        assert better.startswith("better, -")
+        assert better.endswith("5-0-0")
+    text = (tmp_path / "few_labels.md").read_text()
+    assert render.block(made) in text
+    run.main(["--render", "--json", str(tmp_path), "--markdown", str(tmp_path)])
+    assert (tmp_path / "few_labels.md").read_text() == text
+
+
+def test_few_labels_says_what_it_lacks(tmp_path, labelled, data, capsys) -> None:
+    made = called("few_labels", tmp_path, "--data", data)
+    assert made["tables"] == []
+    assert made["notes"] == [
+        "left out: formation_energy_per_atom, band_gap, which the data do not have",
+        "left out: last phdos peak, of which no data were given",
+    ]
+    with pytest.raises(ValueError, match="formation_energy_per_atom: 30 labels, of which --labels 30 would leave none"):
+        called("few_labels", tmp_path, "--data", labelled, "--labels", 30)
+
+
 @pytest.mark.parametrize(
     ("name", "words", "shown"),
     [
@@ -380,11 +428,11 @@ def test_other_files_are_no_results(text, what, tmp_path) -> None:
         results.read(tmp_path / "x.json")
 
 
-def test_kept_results_and_the_page_agree() -> None:
-    page = run.PAGE.read_text(encoding="utf-8")
-    for name in run.BENCHMARKS:
+def test_kept_results_and_the_pages_agree() -> None:
+    pages = {name: run.page_of(name, run.DOCS).read_text(encoding="utf-8") for name in run.BENCHMARKS}
+    for name, page in pages.items():
         render.fill(page, name, "")  # has a place
     for path in run.KEPT.glob("*.json"):
         made = results.read(path)
         assert path.stem == made["benchmark"]
-        assert render.block(made) in page, f"{path.name}: python benchmarks/run.py --render"
+        assert render.block(made) in pages[made["benchmark"]], f"{path.name}: python benchmarks/run.py --render"
