@@ -52,7 +52,9 @@ class Parts:
             # Also what is left by one that was killed before its first part, or behind its last.
             self.folder.mkdir(exist_ok=True)
         elif resume:
+            # The plan stays: it also tells that all parts are made.
             self._require_same(text)
+            return
         elif discard:
             self.remove()
             self.folder.mkdir(exist_ok=True)

@@ -2,8 +2,8 @@
 
 A process that has imported the package forks one for each command, so that a command costs no start. Moments are
 counted in *ticks*: files of the working folder that are opened, renamed or removed, and steps of the work (training
-and validation steps, crystals read, probes fitted). So a moment is the same on a slow machine and a fast one, and the
-moments around files, which are the dangerous ones, are many. A moment can be told in seconds, too.
+and validation steps, probes fitted, vectors computed and written). So a moment is the same on a slow machine and a fast
+one, and the moments around files, which are the dangerous ones, are many. A moment can be told in seconds, too.
 
 Each line of the standard input is a command, each line of the standard output says how it ended.
 """
@@ -23,8 +23,9 @@ import matplotlib.pyplot  # noqa: F401 - imported once, here
 import pymatgen.core  # noqa: F401
 import torch
 
-from pyg_dim import cli
+from pyg_dim import cli, embedding
 from pyg_dim.data import importing
+from pyg_dim.data.embedding_files import FILES
 from pyg_dim.experiments import probing, reproduce, study
 from pyg_dim.experiments.scales import RECIPES, SCALES, Scale
 from pyg_dim.training.module import TrainingModule
@@ -67,12 +68,13 @@ def counted(owner: Any, name: str, clock: Clock) -> None:
 
 
 def make_small() -> None:
-    """Parts of an import and an experiment that take no time."""
+    """Parts of an import, an embedding and an experiment that take no time."""
     importing.CHUNK, importing._FEW = 6, 10**9
+    embedding._PIECE = 1
     tiny = {"lr": 1e-2, "batch_sites": 24, "compile": False, "accelerator": "cpu", "encoder": TINY}
     RECIPES["dim"] = tiny
     SCALES["smoke"] = Scale(
-        crystals=None, epochs=2, ablation_crystals=None, ablation_epochs=2, supervised_epochs=1, draws=2,
+        crystals=None, epochs=2, ablation_crystals=None, ablation_epochs=2, more_epochs=1, supervised_epochs=1, draws=2,
         transfer_draws=1, pool=None, tsne_crystals=10,
     )  # fmt: skip
     for module in (study, reproduce):
@@ -90,6 +92,8 @@ def child(job: dict[str, Any]) -> None:
         (TrainingModule, "training_step"),
         (TrainingModule, "validation_step"),
         (probing, "fit_probes"),
+        (embedding, "represent"),
+        *((kind, step) for kind in FILES.values() for step in ("write", "close")),
     ):
         counted(owner, name, clock)
     sys.addaudithook(clock.hear)

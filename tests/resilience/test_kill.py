@@ -153,7 +153,6 @@ def resume_import(nursery, folder, cifs, tick=None):
     return nursery.run(folder, ["import", str(cifs), "out.parquet", "--workers=1", "--resume"], tick=tick)
 
 
-@pytest.mark.xfail(reason="a moment behind the last part ends differently: to be found out")
 @pytest.mark.parametrize("part", range(12))
 def test_import(nursery, faults, cifs, whole_import, tmp_path, part):
     whole, ended = whole_import
@@ -208,7 +207,6 @@ def test_import_by_the_clock(nursery, faults, cifs, whole_import, tmp_path, shar
 # Embed
 
 
-@pytest.mark.xfail(reason="its moments are those of a command that wrote in one piece: to be counted anew")
 @pytest.mark.parametrize("ending", ["parquet", "csv", "npz"])
 def test_embed(nursery, faults, parquet, weights, tmp_path, ending):
     """Killed at moments of its way and at each of its last ones; there is the old file, or the new one."""
