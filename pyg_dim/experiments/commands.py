@@ -206,6 +206,9 @@ def reproduce_command(arguments: Sequence[str], prog: str) -> int:
     crystals.add_argument("--data", help="crystals with formation_energy_per_atom and band_gap (mp36k)")
     crystals.add_argument("--phonons", help="matbench_phonons as distributed")
     crystals.add_argument(
+        "--unlabelled", metavar="FILE", help="fig8, fig13: more crystals to pre-train on, as one more encoder"
+    )
+    crystals.add_argument(
         "--split",
         choices=get_args(SplitName),
         default="random",
@@ -234,7 +237,7 @@ def reproduce_command(arguments: Sequence[str], prog: str) -> int:
         return 0
     study = Study(
         data=chosen.data, phonons=chosen.phonons, directory=_folder(chosen.out), scale=SCALES[chosen.scale],
-        split=chosen.split, workers=chosen.workers,
+        split=chosen.split, unlabelled=chosen.unlabelled, workers=chosen.workers,
     )  # fmt: skip
     study.keep_to_settings()
     if chosen.figure == TABLES:

@@ -80,7 +80,7 @@ class FormulaStudy(Workspace):
             options |= {"teacher": str(table), "limit": self.scale.formulas}
         else:
             formulas = self._formulas()
-        return self.trained(strategy, data=str(formulas), **options)
+        return self.trained(f"{strategy}-{self.split}", data=str(formulas), **options)
 
     def keep_to_settings(self) -> None:
         """Make sure that the folder holds this experiment and no other.
@@ -148,7 +148,7 @@ class FormulaStudy(Workspace):
             parts, crystals, {"train": order[held_out:].sort().values, "val": order[:held_out].sort().values}
         )
         return self.trained(
-            TEACHER,
+            f"{TEACHER}-{self.split}",
             data=self.structures,
             split=str(parts.resolve()),
             epochs=self.scale.teacher_epochs,

@@ -13,16 +13,15 @@ import pandas as pd
 from pyg_dim.evaluate.formatting import fill, markdown_row, number, replace_file
 from pyg_dim.evaluate.regressors import AUTO, BLEND, DUMMY, LEAST_SQUARES, NETWORK
 from pyg_dim.evaluate.statistics import Paired, paired
-from pyg_dim.experiments.features import MAGPIE
+from pyg_dim.experiments.features import MAGPIE, WITH_MAGPIE
 from pyg_dim.experiments.reproduce import ABLATION, MATBENCH, REPRESENTATIONS, TRANSFER
-from pyg_dim.experiments.study import FORMATION, PHONONS, Study
+from pyg_dim.experiments.study import FORMATION, MORE, PHONONS, Study
 from pyg_dim.experiments.transferring import RANDOM
 
 _logger = logging.getLogger(__name__)
 
 OURS: Final = ("dim", "combined")
 """Frozen representations that are set against Magpie, with the same probe."""
-WITH_MAGPIE: Final = ("dim+magpie", "combined+magpie")
 HALVED: Final = 0.6
 """Share of the median error before training below which it counts as about halved."""
 LEADERBOARD: Final = {"MEGNet (best)": 28.76, "ALIGNN": 29.5, "MODNet": 34.3}
@@ -78,6 +77,7 @@ def _sections(study: Study) -> Iterator[tuple[str, str]]:
     yield REPRESENTATIONS, "\n\n".join(_representations(shown))
     yield "probes", "\n\n".join(probe_text(shown))
     yield "cells", _cells(shown)
+    yield MORE, _more(shown)
     ablated = probes[probes["study"] == ABLATION]
     yield ABLATION, "\n\n".join(_ablation(ablated))
     tuned = transfer[transfer["study"] == TRANSFER]
@@ -196,7 +196,7 @@ def _cells(rows: pd.DataFrame) -> str:
             best = str(medians.idxmin())
             chosen = {"features": MAGPIE, "probe": BLEND}
             line = [task, str(n), f"{number(float(medians[BLEND]))} / {number(float(medians[best]))} ({best})"]
-            for names in (OURS, WITH_MAGPIE):
+            for names in (OURS, tuple(name + WITH_MAGPIE for name in OURS)):
                 ours = {
                     name: float(np.median(e)) for name in names if len(e := _errors(cell, features=name, probe=BLEND))
                 }
@@ -210,6 +210,21 @@ def _cells(rows: pd.DataFrame) -> str:
             table.append(line)
     header = ["target", "n", "Magpie: blend / best probe in hindsight", "frozen", "against Magpie's blend",
               "against its best", "frozen + Magpie", "against Magpie's blend", "against its best"]  # fmt: skip
+    return markdown_table(header, table) if table else ""
+
+
+def _more(rows: pd.DataFrame) -> str:
+    """What more crystals to pre-train on give, in every cell."""
+    table = []
+    for task, mine, sizes in _of_tasks(rows[rows["probe"] == BLEND]):
+        for n in sizes:
+            cell = mine[mine["n"] == n]
+            for ending in ("", WITH_MAGPIE):
+                more, fewer = ({"features": of + ending} for of in (MORE, "combined"))
+                if len(errors := _errors(cell, **more)):
+                    against = [_told(_compared(cell, more, other)) for other in (fewer, {"features": MAGPIE})]
+                    table.append([task, str(n), MORE + ending, number(float(np.median(errors))), *against])
+    header = ["target", "n", "features", "median error", "against combined, alike", "against Magpie"]
     return markdown_table(header, table) if table else ""
 
 

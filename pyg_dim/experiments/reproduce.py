@@ -24,7 +24,7 @@ from pyg_dim.experiments.maps import draw_map
 from pyg_dim.experiments.pictures import draw_boxes
 from pyg_dim.experiments.probing import SIZES, probe_features
 from pyg_dim.experiments.scales import ABLATIONS, FINE_TUNING
-from pyg_dim.experiments.study import FORMATION, GAP, PHONONS, Study
+from pyg_dim.experiments.study import FORMATION, GAP, MORE, PHONONS, Study
 from pyg_dim.experiments.tasks import FOLDS, Task
 from pyg_dim.experiments.transferring import RANDOM, Start, fine_tune_starts
 
@@ -36,8 +36,10 @@ ABLATION: Final = "ablation"
 TRANSFER: Final = "transfer"
 MATBENCH: Final = "matbench"
 
-_READOUTS: Final = {"dim": ("global", "full"), "combined": ("global", "full", "decoded")}
-"""Of each recipe."""
+_READOUTS: Final = {
+    "dim": ("global", "full"), "combined": ("global", "full", "decoded"), MORE: ("global", "full", "decoded"),
+}  # fmt: skip
+"""Of each recipe; :data:`MORE` where a study has more crystals to pre-train on."""
 _PROBES: Final = {
     MAGPIE: (DUMMY, LEAST_SQUARES, *REGULARISED, RANDOM_FOREST, EXTRA_TREES),
     "ofm": (LEAST_SQUARES, *REGULARISED),
@@ -46,7 +48,7 @@ _PROBES: Final = {
     "untrained full": REGULARISED,
     "dim global": (*PAPER, *REGULARISED),
     "dim full": REGULARISED,
-    **{f"combined {readout}": REGULARISED for readout in _READOUTS["combined"]},
+    **{f"{of} {readout}": REGULARISED for of in ("combined", MORE) for readout in _READOUTS[of]},
     **{f"{of} {readout}{WITH_MAGPIE}": (AUTO, BLEND) for of, readouts in _READOUTS.items() for readout in readouts},
 }
 """What is compared, and by which probes."""
@@ -85,6 +87,8 @@ def _features(study: Study, task: Task) -> dict[str, np.ndarray]:
     before = study.representations(task, study.pretrained("dim"), ("global", "full"), trained=False)
     found |= {f"untrained {readout}": vectors for readout, vectors in before.items()}
     for recipe, readouts in _READOUTS.items():
+        if recipe == MORE and study.unlabelled is None:
+            continue
         wanted = (*readouts, *(readout + WITH_MAGPIE for readout in readouts))
         after = study.representations(task, study.pretrained(recipe), wanted)
         found |= {f"{recipe} {readout}": vectors for readout, vectors in after.items()}

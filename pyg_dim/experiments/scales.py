@@ -16,6 +16,7 @@ class Scale:
     Attributes:
         crystals: Crystals drawn for pre-training, four fifths of which are in the training fold; None for all.
         epochs: Of pre-training on them.
+        more_epochs: Of pre-training on more crystals.
         ablation_crystals: Crystals drawn for the ablation, four fifths of which are in the training fold; None for all.
         ablation_epochs: Their epochs.
         supervised_epochs: Epochs of the supervised model of another target.
@@ -27,6 +28,7 @@ class Scale:
 
     crystals: int | None
     epochs: int
+    more_epochs: int
     ablation_crystals: int | None
     ablation_epochs: int
     supervised_epochs: int
@@ -37,9 +39,9 @@ class Scale:
 
 
 SCALES: Final = {
-    "smoke": Scale(100, 1, 40, 1, 1, 2, 1, 1500, 40),
-    "small": Scale(None, 36, 12_500, 4, 4, 20, 12, 4000, 2000),
-    "full": Scale(None, 100, None, 12, 12, 100, 12, None, 10_000),
+    "smoke": Scale(100, 1, 1, 40, 1, 1, 2, 1, 1500, 40),
+    "small": Scale(None, 36, 12, 12_500, 4, 4, 20, 12, 4000, 2000),
+    "full": Scale(None, 100, 36, None, 12, 12, 100, 12, None, 10_000),
 }
 """By name; "smoke" shows in minutes that all of it runs, and its numbers mean nothing."""
 
@@ -141,8 +143,8 @@ FORMULA_SCALES: Final = {
         blended=0,
     ),
     "small": FormulaScale(
-        formulas=20_000, epochs=10, structures=8000, teacher_epochs=4, folds=5, tuning_rate=1e-3, tuning_epochs=70,
-        tuning_steps=1000, patience_steps=200, sizes=(500, 1000, 2000, 4000), curve_folds=3, tsne_formulas=1000,
+        formulas=20_000, epochs=10, structures=8000, teacher_epochs=4, folds=5, tuning_rate=1e-3, tuning_epochs=150,
+        tuning_steps=1000, patience_steps=300, sizes=(500, 1000, 2000, 4000), curve_folds=3, tsne_formulas=1000,
         blended=1500,
     ),
     "full": FormulaScale(

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import torch
+
 from pyg_dim.data import CrystalDataset, load_dataset
+from pyg_dim.data.composition import composition_keys
+from pyg_dim.data.index_sets import save_index_sets
+from pyg_dim.data.splits import split
 from pyg_dim.experiments.folds import Fold, make_fold
 from pyg_dim.experiments.provenance import keep_to
 from pyg_dim.experiments.scales import ABLATIONS, RECIPES, Scale
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
 from pyg_dim.experiments.workspace import Workspace
 
+_logger = logging.getLogger(__name__)
+
 FORMATION: Final = "formation_energy_per_atom"
 GAP: Final = "band_gap"
 PHONONS: Final = "last phdos peak"
+MORE: Final = "more"
+"""The recipe ``combined`` on the crystals of :attr:`Study.unlabelled`."""
 SplitName = Literal["random", "formula"]
+_HELD_OUT: Final = 0.05
+"""Share of these crystals that their pre-training is validated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +43,14 @@ class Study(Workspace):
         scale: How much is computed.
         split: "random", the protocol of the paper; "formula": no formula of a test is in pre-training or among the
             labels.
+        unlabelled: More crystals to pre-train on, for the recipe :data:`MORE`; None for none.
     """
 
     data: str
     phonons: str
     scale: Scale
     split: SplitName = "random"
+    unlabelled: str | None = None
 
     @cached_property
     def crystals(self) -> CrystalDataset:
@@ -81,17 +95,28 @@ class Study(Workspace):
         Returns:
             Its checkpoint.
         """
-        return self.trained(name, data=self.data, split=str(self._fold_file()), **changes)
+        return self.trained(f"{name}-{self.split}", data=self.data, split=str(self._fold_file()), **changes)
 
     def pretrained(self, recipe: str) -> Path:
-        """Checkpoint of a recipe on the training fold.
+        """Checkpoint of a recipe on the training fold, or of :data:`MORE`.
+
+        No formula of a test crystal of either version, nor of ``phonons``, is trained on for :data:`MORE`; so one
+        encoder serves both.
 
         Args:
-            recipe: A key of :data:`~pyg_dim.experiments.scales.RECIPES`.
+            recipe: A key of :data:`~pyg_dim.experiments.scales.RECIPES`, or :data:`MORE`.
 
         Returns:
             The checkpoint.
+
+        Raises:
+            ValueError: :data:`MORE` without ``unlabelled``.
         """
+        if recipe == MORE:
+            if self.unlabelled is None:
+                raise ValueError("more crystals to pre-train on are not known: give --unlabelled")
+            changes = RECIPES["combined"] | {"split": str(self._parts_of_more()), "epochs": self.scale.more_epochs}
+            return self.trained(MORE, data=self.unlabelled, **changes)
         return self.run(recipe, limit=self.scale.crystals, epochs=self.scale.epochs, **RECIPES[recipe])
 
     def ablated(self, name: str) -> Path:
@@ -127,7 +152,25 @@ class Study(Workspace):
             ValueError: It holds one of other data or of another scale.
         """
         settings = {"data": Path(self.data).name, "phonons": Path(self.phonons).name, "scale": asdict(self.scale)}
+        if self.unlabelled is not None:
+            settings["unlabelled"] = Path(self.unlabelled).name
         keep_to(self.directory / "study.json", settings)
+
+    def _parts_of_more(self) -> Path:
+        path = (self.directory / f"parts-{MORE}.json").resolve()
+        if not path.exists():
+            crystals = load_dataset(str(self.unlabelled))
+            tests = set(composition_keys(self.phonon_crystals))
+            rules: tuple[SplitName, ...] = ("random", "formula")
+            for rule in rules:
+                tests |= set(composition_keys(self.crystals.subset(make_fold(self.crystals, rule).test)))
+            rows = torch.tensor([key not in tests for key in composition_keys(crystals)]).nonzero()[:, 0]
+            _logger.info("%s: %d of %d have a formula of a test and are left out", self.unlabelled,
+                         len(crystals) - rows.numel(), len(crystals))  # fmt: skip
+            self.directory.mkdir(parents=True, exist_ok=True)
+            train, val = (rows[part] for part in split(crystals.subset(rows), _HELD_OUT))
+            save_index_sets(path, crystals, {"train": train, "val": val})
+        return path
 
     def _fold_file(self) -> Path:
         path = (self.directory / f"fold-{self.split}.json").resolve()

@@ -29,7 +29,7 @@ class Workspace:
 
     Attributes:
         directory: Where runs, tables and pictures go.
-        split: Version of the experiment, a part of the names of its runs and tables.
+        split: Version of the experiment, a part of the names of its tables.
         workers: Processes of probes and fine-tuning.
     """
 
@@ -47,13 +47,12 @@ class Workspace:
         """Train an encoder once; a run that was stopped goes on, one that is finished is taken as it is.
 
         Args:
-            name: Of the run, and its folder, without the version.
+            name: Of the run, and its folder.
             **options: Of :class:`~pyg_dim.training.options.TrainOptions`.
 
         Returns:
             Its checkpoint.
         """
-        name = f"{name}-{self.split}"
         checkpoint = self.runs / name / LAST
         wanted = TrainOptions(logdir=str(self.runs), name=name, **options)
         if checkpoint.exists():

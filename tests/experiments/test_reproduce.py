@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pandas as pd
 import pytest
 
 from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, RIDGE
@@ -13,8 +14,11 @@ from pyg_dim.experiments.features import MAGPIE
 from pyg_dim.experiments.page import write_tables
 from pyg_dim.experiments.reproduce import FIGURES, MIXTURES
 from pyg_dim.experiments.scales import RECIPES
-from pyg_dim.experiments.study import FORMATION, GAP
+from pyg_dim.experiments.study import FORMATION, GAP, MORE
 from pyg_dim.training.finetune import FineTuneOptions
+
+_COMBINED = {MORE: "combined"}
+"""What stands in for an encoder of more crystals."""
 
 
 @pytest.fixture
@@ -33,9 +37,11 @@ def small(study, monkeypatch):
 
 
 def test_figure_8_compares_all_representations_and_draws(small, monkeypatch):
+    original = type(small).pretrained
     FIGURES["fig8"](small)
     frame = small.probe_table().read()
-    assert set(frame["features"]) == {*reproduce._PROBES, *MIXTURES} - {"ofm", "xrd"}
+    of_more = {name for name in (*reproduce._PROBES, *MIXTURES) if name.startswith(MORE)}
+    assert set(frame["features"]) == {*reproduce._PROBES, *MIXTURES} - {"ofm", "xrd"} - of_more
     assert set(frame["task"]) == {FORMATION, GAP}
     assert len([*small.directory.glob("representations-*-random.png")]) == 1
     # Nothing is computed again, encoders included.
@@ -45,6 +51,17 @@ def test_figure_8_compares_all_representations_and_draws(small, monkeypatch):
     text = write_tables(small).read_text()
     assert "| combined+magpie |" in text
     assert f"| {FORMATION} | 10 |" in text
+    # More crystals to pre-train on are added to what there is.
+    monkeypatch.setattr(type(small), "pretrained", lambda self, recipe: original(self, _COMBINED.get(recipe, recipe)))
+    more = dataclasses.replace(small, unlabelled=small.data)
+    FIGURES["fig8"](more)
+    added = more.probe_table().read()
+    assert set(added["features"]) - set(frame["features"]) == of_more
+    pd.testing.assert_frame_equal(added[: len(frame)], frame)
+    text = write_tables(more).read_text()
+    # The same vectors have the same errors.
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {FORMATION} | 20 | {MORE} |"))
+    assert ", +0 [+0, +0], 0-2-0 |" in line
 
 
 def test_figure_11_has_a_row_for_every_ablation(small):

@@ -10,7 +10,7 @@ from pyg_dim.data.splits import given_parts
 from pyg_dim.experiments import study as module
 from pyg_dim.experiments import workspace
 from pyg_dim.experiments.folds import make_fold
-from pyg_dim.experiments.study import FORMATION, GAP
+from pyg_dim.experiments.study import FORMATION, GAP, MORE
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint
 
 
@@ -85,3 +85,26 @@ def test_the_fold_by_formula_trains_on_none_of_the_phonons(study, dataset, tmp_p
     formulas = {dataset.formula(row) for row in range(30)}
     assert not formulas & {dataset.formula(row) for row in fold.train.tolist()}
     assert fold.removed.numel() > 0
+
+
+def test_more_crystals_are_those_whose_formula_is_in_no_test_of_either_version(study, dataset, tmp_path, monkeypatch):
+    phonons = tmp_path / "phonons.parquet"
+    dataset.subset(torch.arange(12)).to_parquet(phonons)
+    known = replace(study, phonons=str(phonons), unlabelled=study.data)
+    checkpoint = known.pretrained(MORE)
+    about = read_checkpoint(checkpoint)[SECTION]
+    train, val = given_parts(dataset, about["options"]["split"])
+    assert val.numel() > 0
+    seen = {dataset.formula(row) for row in torch.cat([train, val]).tolist()}
+    tests = [torch.arange(12), *(replace(known, split=split).fold.test for split in ("random", "formula"))]
+    unwanted = {dataset.formula(row) for rows in tests for row in rows.tolist()}
+    assert not seen & unwanted
+    assert seen | unwanted == {dataset.formula(row) for row in range(len(dataset))}
+    # One encoder serves both versions.
+    monkeypatch.setattr(workspace, "train", None)
+    assert replace(known, split="formula").pretrained(MORE) == checkpoint
+    known.keep_to_settings()
+    with pytest.raises(ValueError, match="unlabelled"):
+        replace(known, unlabelled="others.parquet").keep_to_settings()
+    with pytest.raises(ValueError, match="give --unlabelled"):
+        study.pretrained(MORE)
