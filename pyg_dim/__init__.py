@@ -12,6 +12,7 @@ from pyg_dim.wrap import unwrap, wrap
 if TYPE_CHECKING:
     from pyg_dim.embedder import CrystalEmbedder
     from pyg_dim.evaluate.probe_regressor import ProbeRegressor
+    from pyg_dim.prediction import predict
     from pyg_dim.training import export, push_to_hub
     from pyg_dim.training import load_encoder as load
 
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "export",
     "load",
+    "predict",
     "push_to_hub",
     "record",
     "unwrap",
@@ -36,6 +38,7 @@ _LAZY = {
     "ProbeRegressor": ("pyg_dim.evaluate.probe_regressor", "ProbeRegressor"),
     "export": ("pyg_dim.training", "export"),
     "load": ("pyg_dim.training", "load_encoder"),
+    "predict": ("pyg_dim.prediction", "predict"),
     "push_to_hub": ("pyg_dim.training", "push_to_hub"),
 }
 """Names that need more than PyTorch and PyG, and are imported where they are first used: where they are defined."""

@@ -34,6 +34,7 @@ from pyg_dim.evaluate.compare_figure import write_figure
 from pyg_dim.experiments.commands import probe_command, reproduce_command, transfer_command
 from pyg_dim.models import MODELS
 from pyg_dim.native.allocator import keep_freed_memory
+from pyg_dim.prediction import predict_command
 from pyg_dim.training.callbacks import Interrupted
 from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
 from pyg_dim.training.finished import read_runs
@@ -183,6 +184,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str], str], int], str]] = {
     "train": (train_command, "train an encoder, without labels or on labels"),
     "import": (import_command, "read crystals of any format, check them and write one Parquet file"),
     "embed": (embed_command, "turn crystals into the vectors of a trained encoder"),
+    "predict": (predict_command, "predict labels by an encoder that was trained on labels"),
     "export": (export_command, "write the encoder of a checkpoint as a file to hand on"),
     "compare": (compare_command, "compare finished runs in a table and a picture"),
     "models": (models_command, "list the encoders"),
@@ -222,7 +224,9 @@ def _import_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainOptions:
-    """Read the options of a run from flags, a YAML file and the checkpoint to resume, in this order of weight.
+    """Read the options of a run from flags, a YAML file and a checkpoint, in this order of weight.
+
+    A checkpoint to resume gives all options, one to start from (``--init``) architecture and options of its encoder.
 
     Args:
         arguments: flags.
@@ -238,11 +242,13 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
     """
     first = _look_ahead(arguments)
     saved: dict[str, Any] = {}
-    if first["resume"] is not None:
-        checkpoint = read_checkpoint(first["resume"])
-        saved = checkpoint[SECTION]["options"]
+    source = first["resume"] or first["init"]
+    if source is not None:
+        checkpoint = read_checkpoint(source)
         if first["model"] is not None:
-            require_model(first["model"], checkpoint, first["resume"])
+            require_model(first["model"], checkpoint, source)
+        about = checkpoint[SECTION]
+        saved = about["options"] if first["resume"] else {"model": about["model"], "encoder": about["encoder"]}
     model = first["model"] or saved.get("model") or TrainOptions.model
     parser = _train_parser(model, prog)
     if saved:
@@ -256,9 +262,9 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
 
 
 def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
-    """The model and the checkpoint to resume: they decide which flags there are and what their defaults are."""
+    """The model and the checkpoints: they decide which flags there are and what their defaults are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    names = ("model", "resume", "config")
+    names = ("model", "resume", "init", "config")
     for name in names:
         parser.add_argument(f"--{name}")
     try:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -105,16 +105,16 @@ def embed(
         raise ValueError("--resume goes with --shard: a file that is there is complete")
     path = Path(out) if part is None else _part_in(Path(out), part)
     report_path = path.with_name(("" if part is None else _PASSED_OVER) + path.name + REPORT)
-    _require_target(path, sources, overwrite or resume, part is not None)
+    require_target(path, sources, overwrite or resume, FILES, part is not None)
     checkpoint = read_checkpoint(model)
     encoder = encoder_of(checkpoint, model)
     limit, oxidation = crystal_options(checkpoint, model)
     names = vector_names(encoder, readout)
-    device = _device(accelerator, local_rank)
+    device = device_of(accelerator, local_rank)
     encoder.set_kernels(device.type == "cpu")
     dtype = next(encoder.parameters()).dtype
     limit = limit if max_sites is None else max_sites
-    loader, ids, source = _open(sources, model, encoder, limit, oxidation, dtype, batch_sites, device)
+    loader, ids, source = open_batches(sources, model, encoder, limit, oxidation, dtype, batch_sites, device)
     about = {
         "model": str(model),
         "architecture": encoder.name,
@@ -140,7 +140,7 @@ def embed(
         with replacing(path) as file, replacing(report_path) as report_file:
             with FILES[path.suffix](file, names, dtype, about) as target:
                 for vectors, rows in _pieces(encoder, loader, batches, readout, device):
-                    here, vectors, faults = _finite(ids.take(pa.array(rows.numpy())), vectors)
+                    here, vectors, faults = finite_rows(ids.take(pa.array(rows.numpy())), vectors)
                     target.write(here, vectors)
                     written += len(here)
                     left_out += faults
@@ -183,12 +183,21 @@ def _part_in(folder: Path, shard: Shard) -> Path:
     return folder / shard.file
 
 
-def _device(accelerator: Accelerator, local_rank: int) -> torch.device:
+def device_of(accelerator: Accelerator, local_rank: int = 0) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        accelerator: what was asked for.
+        local_rank: number of this process on its machine.
+
+    Returns:
+        The device; the processes of a machine share its GPUs.
+    """
     kind = choose_device(accelerator)
     return torch.device(kind, local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
 
 
-def _open(
+def open_batches(
     sources: Sequence[str | Path],
     model: str | Path,
     encoder: Encoder,
@@ -198,7 +207,25 @@ def _open(
     batch_sites: int,
     device: torch.device,
 ) -> tuple[PlannedLoader, pa.Array, ImportReport]:
-    """Batches of all crystals in order, their identifiers, and what was left out."""
+    """Open the crystals that an encoder is to see.
+
+    Args:
+        sources: see :func:`embed`.
+        model: where the encoder comes from, for messages.
+        encoder: the encoder.
+        max_sites: crystals with more primitive sites are left out.
+        oxidation: how oxidation states are had.
+        dtype: of positions and cells.
+        batch_sites: sites of a batch.
+        device: where to compute.
+
+    Returns:
+        Batches of all crystals in order, [n] identifiers, and what was left out.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: a source that cannot be read or has no usable crystal, or formulas for an encoder of structures.
+    """
     if len(sources) == 1 and has_optimade_columns(Path(sources[0])):
         stream = StreamingLoader(
             sources[0], encoder.graph, batch_sites, shuffle=False, shard=False, window=2, max_sites=max_sites,
@@ -251,8 +278,16 @@ def _read(sources: Sequence[str | Path], max_sites: int, oxidation: Oxidation, d
     return CrystalDataset.from_raw(raw, report, max_sites, oxidation, dtype)
 
 
-def _finite(ids: pa.Array, vectors: Tensor) -> tuple[pa.Array, Tensor, list[LeftOut]]:
-    """What can be written, and what cannot."""
+def finite_rows(ids: pa.Array, vectors: Tensor) -> tuple[pa.Array, Tensor, list[LeftOut]]:
+    """Tell what can be written from what cannot; a warning counts the latter.
+
+    Args:
+        ids: [n] identifiers.
+        vectors: [n, D].
+
+    Returns:
+        Identifiers and vectors of the rows without a number that is infinite or none, and the others.
+    """
     finite = vectors.isfinite().all(dim=1)
     if finite.all():
         return ids, vectors, []
@@ -262,10 +297,24 @@ def _finite(ids: pa.Array, vectors: Tensor) -> tuple[pa.Array, Tensor, list[Left
     return ids.filter(mask), vectors[finite], faults
 
 
-def _require_target(out: Path, sources: Sequence[str | Path], overwrite: bool, is_part: bool) -> None:
-    """Look at everything that could be wrong with the file to write before hours of work."""
-    if out.suffix not in FILES:
-        raise ValueError(f"{out}: embeddings are written to files that end with {', '.join(FILES)}")
+def require_target(
+    out: Path, sources: Sequence[str | Path], overwrite: bool, endings: Iterable[str], is_part: bool = False
+) -> None:
+    """Look at everything that could be wrong with the file to write before hours of work.
+
+    Args:
+        out: the file.
+        sources: what is read.
+        overwrite: whether it may be there already.
+        endings: that it may have.
+        is_part: whether it is one of several.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: another ending, a folder that cannot be written to, a file that is there, or a source.
+    """
+    if out.suffix not in endings:
+        raise ValueError(f"{out}: the file to write must end with {', '.join(endings)}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.parent}")
     if not os.access(out.parent, os.W_OK):

@@ -27,7 +27,8 @@ CORE = {
 }
 # Each may import itself and what follows; "core" and "data" lie side by side at the bottom. Kernels serve both.
 LAYERS = {
-    "cli": {"embedding", "experiments", "training", "evaluate", "objectives", "models", "data", "core"},
+    "cli": {"prediction", "embedding", "experiments", "training", "evaluate", "objectives", "models", "data", "core"},
+    "prediction": {"embedding", "training", "evaluate", "objectives", "models", "data", "core"},
     "embedding": {"training", "evaluate", "objectives", "models", "data", "core"},
     "embedder": {"training", "evaluate", "objectives", "models", "data", "core"},
     "experiments": {"training", "evaluate", "objectives", "models", "data", "core"},

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from pyg_dim import cli
+from pyg_dim import cli, export, load, models
 from pyg_dim.cli import main, parse_train
 from pyg_dim.training.checkpoints import read_checkpoint
 from pyg_dim.training.options import TrainOptions
@@ -343,3 +343,16 @@ def test_two_processes_share_a_run(arguments, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert read_checkpoint(tmp_path / "runs" / "run" / "last.ckpt")["epoch"] == 1
     assert (tmp_path / "runs" / "run" / "summary.csv").stat().st_mtime >= began - 1
+
+
+def test_a_run_that_starts_from_an_encoder_has_its_architecture_and_options(tmp_path, capsys):
+    """What is given besides wins, and what cannot fit is still refused."""
+    chosen = parse_train(["--init=sitenet-dim", "--objective=supervised", "--target=gap"])
+    assert (chosen.model, chosen.init, chosen.lr) == ("sitenet", "sitenet-dim", TrainOptions.lr)
+    assert chosen.encoder == dict(load("sitenet-dim").config)
+    path = tmp_path / "cgcnn.safetensors"
+    export(models.build("cgcnn", site_channels=16, convolutions=1), path)
+    chosen = parse_train([f"--init={path}", "--encoder.cutoff=5.0"])
+    assert (chosen.model, chosen.encoder["site_channels"], chosen.encoder["cutoff"]) == ("cgcnn", 16, 5.0)
+    assert main(["train", f"--init={path}", "--model=sitenet"]) == 1
+    assert "holds a cgcnn encoder, but this run is to train sitenet" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Predict labels of crystals by an encoder that was trained on labels: ``pyg_dim.predict``, ``pyg-dim predict``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from copy import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pyg_dim import __version__
+from pyg_dim.data import keys
+from pyg_dim.data.replacing import replacing
+from pyg_dim.data.report import LeftOut, printable
+from pyg_dim.data.sources.base import ID_COLUMNS
+from pyg_dim.embedding import REPORT, device_of, finite_rows, open_batches, require_target
+from pyg_dim.training.checkpoints import crystal_options, read_checkpoint
+from pyg_dim.training.devices import Accelerator
+from pyg_dim.training.predictors import predictor_of
+
+_logger = logging.getLogger(__name__)
+
+_WRITERS: Final[dict[str, Callable[[pd.DataFrame, Path], Any]]] = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+}
+"""By the ending of the file."""
+
+
+def predict(
+    sources: Sequence[str | Path],
+    model: str | Path,
+    out: str | Path | None = None,
+    batch_sites: int = 1200,
+    accelerator: Accelerator = "auto",
+    max_sites: int | None = None,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Predict the labels that an encoder was trained on.
+
+    Crystals that cannot be used are left out; warnings tell of them, and a report beside ``out`` names each.
+
+    Args:
+        sources: what :func:`pyg_dim.data.load_dataset` takes; of several, what ``pyg-dim import`` takes.
+        model: checkpoint of a run with the objective ``supervised``, alone or among others.
+        out: file to write, ``.csv`` or ``.parquet``; its report has ``.report.json`` behind the name. None for none.
+        batch_sites: sites that are computed at a time.
+        accelerator: where.
+        max_sites: crystals with more primitive sites are left out; the limit of the training by default.
+        overwrite: whether to replace a file that is there.
+
+    Returns:
+        A row for each crystal in the order of the sources: ``immutable_id``, and a column for each label, in the unit
+        that it had in training.
+
+    Raises:
+        FileNotFoundError: no such source, checkpoint or folder to write to.
+        ValueError: a checkpoint that has learned no label, a source that cannot be read or has no usable crystal, a
+            file that is there already, another ending, or a disk that is full.
+    """
+    path = None if out is None else Path(out)
+    if path is not None:
+        require_target(path, sources, overwrite, _WRITERS)
+    checkpoint = read_checkpoint(model)
+    predictor = predictor_of(checkpoint, model)
+    limit, oxidation = crystal_options(checkpoint, model)
+    device = device_of(accelerator)
+    predictor.encoder.set_kernels(device.type == "cpu")  # type: ignore[operator]
+    dtype = predictor.scale.dtype
+    limit = limit if max_sites is None else max_sites
+    loader, ids, source = open_batches(
+        sources, model, predictor.encoder, limit, oxidation, dtype, batch_sites, device  # type: ignore[arg-type]
+    )  # fmt: skip
+    predictor.to(device)
+    values = torch.zeros(len(ids), len(predictor.targets), dtype=dtype)
+    with torch.no_grad(), closing(loader.batches(0)) as batches:
+        for batch in tqdm(batches, total=len(loader), desc="predict", unit="batch", disable=None):
+            # A copy, since PyG changes a batch in place.
+            values[batch[keys.ROW].cpu()] = predictor.predict(copy(batch).to(device)).cpu()
+    kept, values, faults = finite_rows(ids, values)
+    left_out = [*source.left_out, *faults]
+    columns = dict(zip(predictor.targets, values.numpy().T, strict=True))
+    table = pd.DataFrame({ID_COLUMNS[0]: kept.to_pylist(), **columns})
+    if path is not None:
+        _write(table, path, {"model": str(model), "version": __version__, "source": source.source}, left_out)
+    if left_out:
+        where = "" if path is None else f"; {printable(str(_report_path(path)))} names each"
+        _logger.warning("%d crystals were left out (%s)%s", len(left_out), printable(str(left_out[0])), where)
+    return table
+
+
+def _report_path(path: Path) -> Path:
+    return path.with_name(path.name + REPORT)
+
+
+def _write(table: pd.DataFrame, path: Path, about: dict[str, Any], left_out: Sequence[LeftOut]) -> None:
+    report = {**about, "predicted": len(table), "rejected": [*map(asdict, left_out)]}
+    try:
+        # The file itself takes its place last: where it is new, so is the report.
+        with replacing(path) as file, replacing(_report_path(path)) as report_file:
+            _WRITERS[path.suffix](table, file)
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            report_file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+
+
+def predict_command(arguments: Sequence[str], prog: str) -> int:
+    """Run ``pyg-dim predict``.
+
+    Args:
+        arguments: flags.
+        prog: how the command is called in messages.
+
+    Returns:
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Predict the labels that an encoder was trained on (pyg-dim train --objective supervised).",
+    )
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="what --data of pyg-dim train takes, or several")
+    parser.add_argument("--model", required=True, metavar="CKPT", help="checkpoint of a run on labels")
+    parser.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {', '.join(_WRITERS)}")
+    parser.add_argument("--batch-sites", type=int, default=1200, help="sites that are computed at a time")
+    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto", help="gpu is CUDA")
+    parser.add_argument("--max-sites", type=int, help="sites of the largest primitive cell; by default as in training")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file and its report")
+    chosen = vars(parser.parse_args(arguments))
+    table = predict(chosen.pop("source"), **chosen)
+    _logger.info("%d crystals, %s: %s", len(table), ", ".join(table.columns[1:]), printable(chosen["out"]))
+    return 0
