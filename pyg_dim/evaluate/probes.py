@@ -130,7 +130,7 @@ def probe(
     errors: list[ProbeError] = []
     for n in sizes:
         if n > available:
-            notes.append(f"{n} labels are skipped: {available} training rows have one")
+            notes.append(f"no probe on {n} labels: {available} training crystals have one")
             continue
         for repeat, subset in enumerate(label_subsets(y_train, n, repeats, seed)):
             chosen = subset.numpy()

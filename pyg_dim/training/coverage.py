@@ -76,7 +76,7 @@ def skipped_text(means: Mapping[str, float]) -> str | None:
             skipped.append(f"{kind} at {', '.join(lacking)}")
     if not skipped:
         return None
-    return f"kinds of false samples that have no meaning at a level and are left out there: {'; '.join(skipped)}"
+    return f"false samples that mean nothing at a level are left out there, as they should be: {'; '.join(skipped)}"
 
 
 def _grouped(some: Sequence[str], levels: Sequence[str]) -> list[str]:

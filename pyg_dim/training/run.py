@@ -167,6 +167,10 @@ def train(options: TrainOptions) -> RunResult:
     if trainer.is_global_zero:
         _logger.info("trained and saved; comparing it with the untrained encoder, which Ctrl-C leaves out")
         notes = coverage_notes(metrics)
+        if options.data == TrainOptions.data:
+            notes.append(
+                "these crystals are hypothetical, and serve to try the program; docs/results.md is about real ones"
+            )
         with _told_of_files(directory):
             summary = _summarise(options, data, module, untrained, metrics, notes, directory, device)
             if summary is not None:

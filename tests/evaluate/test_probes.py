@@ -90,7 +90,7 @@ def test_missing_labels_and_sizes_too_large_are_noted():
     assert report.notes == (
         "5 of 40 training rows have no label and are left out",
         "3 of 20 test rows have no label and are left out",
-        "1000 labels are skipped: 35 training rows have one",
+        "no probe on 1000 labels: 35 training crystals have one",
     )
     assert {error.n for error in report.errors} == {20}
     assert max(report.of(20, LEAST_SQUARES)) < 1e-10

@@ -217,7 +217,7 @@ def test_labels_with_gaps(crystals, rows):
     assert set(table["n"]) == {20}
     assert set(table["unit"]) == {"eV"}
     printed = " ".join(console.file.getvalue().split())
-    assert "band_gap: 1000 labels are skipped: 34 training rows have one" in printed
+    assert "band_gap: no probe on 1000 labels: 34 training crystals have one" in printed
     missing = "without a label and left out are 6 of 40 training rows and 3 of 20 test rows"
     assert f"band_gap: {missing}" in printed
     assert "labels without any value, not probed: empty" in printed

@@ -11,7 +11,7 @@ from pyg_dim.training.module import TrainingModule, tag
 from pyg_dim.training.run import train
 
 SCARCE = "false samples that were often impossible: global_level/permutation in 62 % of groups"
-SKIPPED = "kinds of false samples that have no meaning at a level and are left out there: permutation at local_level"
+SKIPPED = "false samples that mean nothing at a level are left out there, as they should be: permutation at local_level"
 MISSING = "not one valid false sample was found for"
 STARVED = f"{MISSING} local_level, so nothing is learned there"
 MEANS = {
@@ -68,7 +68,7 @@ def test_kinds_that_have_no_meaning_are_listed_by_level():
     means |= {f"{name.removesuffix('js/coverage')}other/coverage": 0.0 for name in means}
     means |= {"detail/all/permutation/coverage": 1.0, "detail/edge.1/composition/coverage": 0.1}
     text = skipped_text(means)
-    assert text.endswith("there: composition at edge.0, site.*, all; permutation at edge.*, site.*")
+    assert text.endswith("should be: composition at edge.0, site.*, all; permutation at edge.*, site.*")
     assert skipped_text({"total": 1.0, "mae/energy": 1.0, "mae/energy/coverage": 1.0}) is None
     assert skipped_text({f"detail/{level}/{kind}/coverage": 1.0 for level in "ab" for kind in ("js", "other")}) is None
 
