@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from pyg_dim.data.raw import RawCrystals
 from pyg_dim.data.report import ImportReport
 from pyg_dim.data.sources.base import Entry, Source
 from pyg_dim.data.sources.files import join_labels
-from pyg_dim.data.sources.labels import read_labels
+from pyg_dim.data.sources.labels import read_labels, require_labels
 from pyg_dim.data.sources.registry import open_source, together
 
 CHUNK: Final = 500
@@ -45,11 +46,12 @@ def open_sources(
 
     Raises:
         FileNotFoundError: a source or the file of labels is not there.
-        ValueError: a source that cannot be read.
+        ValueError: a source that cannot be read. Later, after the last crystal: the file of labels has none for them.
     """
     source = together([open_source(item, id_column) for item in sources])
     if labels is not None:
-        source = join_labels(source, read_labels(Path(labels), labels_id))
+        table = read_labels(Path(labels), labels_id)
+        source = join_labels(source, table, partial(require_labels, table, labels_id))
     source = _with_units(source, units or {})
     source.settings = {
         "sources": [str(item) for item in sources],

@@ -346,3 +346,10 @@ def test_a_process_can_be_killed_and_the_import_goes_on(folder, tmp_path, how):
     assert done.returncode == 0, done.stderr
     assert len(pq.read_table(out)) == 44
     assert not parts.exists()
+
+
+def test_labels_of_no_crystal_write_nothing(tmp_path, folder):
+    (tmp_path / "late.csv").write_text("gap,file\n1,c0\n2,c1\n")
+    with pytest.raises(ValueError, match=r"column 'file' matches 2 of 7 crystals: add --labels-id file"):
+        import_crystals(open_sources([folder], labels=tmp_path / "late.csv"), tmp_path / "out.parquet", OPTIONS)
+    assert not list(tmp_path.glob("out*"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pyg_dim.data.report import printable
@@ -130,12 +130,16 @@ def open_pattern(pattern: str) -> Source:
     return structure_files(pattern, files, Path(os.path.commonpath([file.parent for file in files])))
 
 
-def join_labels(source: Source, table: LabelTable) -> Source:
+def join_labels(
+    source: Source, table: LabelTable, check: Callable[[Sequence[str], set[str]], None] | None = None
+) -> Source:
     """Give the crystals of a source the labels of a table, by identifier.
 
     Args:
         source: the crystals.
         table: labels; where both have one, that of the table counts.
+        check: is called after the last crystal with the identifiers of crystals without a line, and those with one; an
+            error that it raises stops the reading.
 
     Returns:
         The source with labels.
@@ -155,7 +159,10 @@ def join_labels(source: Source, table: LabelTable) -> Source:
                 seen.add(entry.id)
                 entry = entry._replace(labels={**entry.labels, **labels})
             yield entry
+        without = [printable(name) for name in without]
+        if check is not None:
+            check(without, seen)
         units.update(source.units | table.units)
-        notes.extend(source.notes + table.notes([printable(name) for name in without], seen))
+        notes.extend(source.notes + table.notes(without, seen))
 
     return Source(source.name, [*source.files, table.path], entries, source.total, units, notes)

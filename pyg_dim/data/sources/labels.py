@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import math
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Final
 LABEL_FILE: Final = "id_prop.csv"
 """Labels beside CIF files, as in CGCNN: identifier (file name without ending), value."""
 
+_LOGGER = logging.getLogger(__name__)
 _EXAMPLES: Final = 3
 _UNIT: Final = re.compile(r"(.*\S)\s+[(\[]([^()\[\]]+)[)\]]")
 
@@ -81,6 +85,21 @@ def split_unit(name: str) -> tuple[str, str]:
     return (match[1], match[2].strip()) if match else (name.strip(), "")
 
 
+def ask_for_separator(names: Sequence[str]) -> str:
+    """What to ask where the first line of a CSV file has not the columns that it should have.
+
+    Args:
+        names: its fields, cut at commas.
+
+    Returns:
+        A question with a semicolon in front; empty where commas seem to separate the fields.
+    """
+    for separator, what in ((";", "semicolons"), ("\t", "tabs")):
+        if any(separator in name for name in names):
+            return f"; is it separated by {what}? Write commas between fields, and points in numbers"
+    return ""
+
+
 def require_different(path: Path, names: Sequence[str]) -> None:
     """Refuse a file in which two columns of labels have one name, but for their units.
 
@@ -114,7 +133,8 @@ def read_id_prop(path: Path, ids: Sequence[str]) -> LabelTable:
     # Some write the identifier with the ending of the file.
     lines = [(number, [without_ending(name), *cells]) for number, (name, *cells) in _csv_lines(path)]
     if not lines or len(lines[0][1]) < 2:
-        raise ValueError(f"{path}: expected lines of an identifier and a value, separated by a comma")
+        asked = ask_for_separator(lines[0][1] if lines else [])
+        raise ValueError(f"{path}: expected lines of an identifier and a value, separated by a comma{asked}")
     name, *cells = lines[0][1]
     if name not in set(ids) and all(_is_text(cell) or not cell for cell in cells):
         header = _column_names(path, cells)
@@ -142,7 +162,8 @@ def read_labels(path: Path, id_column: str | None = None) -> LabelTable:
         raise FileNotFoundError(f"no such file of labels: {path}")
     lines = _csv_lines(path)
     if not lines or len(lines[0][1]) < 2:
-        raise ValueError(f"{path}: expected a line with the names of an identifier and at least one label")
+        asked = ask_for_separator(lines[0][1] if lines else [])
+        raise ValueError(f"{path}: expected a line with the names of an identifier and at least one label{asked}")
     names = lines[0][1]
     if id_column is not None and id_column not in names:
         raise ValueError(f"{path} has no column {id_column!r}; its columns are {', '.join(map(repr, names))}")
@@ -153,6 +174,60 @@ def read_labels(path: Path, id_column: str | None = None) -> LabelTable:
         identifier = without_ending(cells[place]) if place < len(cells) else ""
         moved.append((number, [identifier, *cells[:place], *cells[place + 1 :]]))
     return _table(path, header, moved)
+
+
+def require_labels(table: LabelTable, id_column: str | None, without: Sequence[str], used: set[str]) -> None:
+    """Make sure that a file of labels had some for the crystals; warn of columns without a number.
+
+    Args:
+        table: from :func:`read_labels`.
+        id_column: the column that was taken for the identifiers; None for the first.
+        without: identifiers of crystals without a line, in order.
+        used: identifiers that have a crystal.
+
+    Raises:
+        ValueError: no line is that of a crystal, or no column of labels has a number.
+    """
+    if without and not used:
+        # Before all else: where the wrong column is taken for the identifiers, these are the labels, and no numbers.
+        raise ValueError(_no_match(table.path, id_column, without))
+    _tell_of_texts(table)
+
+
+def _no_match(path: Path, id_column: str | None, ids: Sequence[str]) -> str:
+    """What to say where no line is that of a crystal: which column has the identifiers, if one has."""
+    lines = _csv_lines(path)
+    names, rows = lines[0][1], [cells for _, cells in lines[1:]]
+    place = 0 if id_column is None else names.index(id_column)
+    wanted, matches = set(ids), {}
+    for k, name in enumerate(names):
+        found = wanted.intersection(without_ending(cells[k]) for cells in rows if k < len(cells))
+        if name and k != place and found:
+            matches[name] = len(found)
+    said = f"{path}: no line is that of a crystal by its column {names[place]!r}"
+    if matches:
+        best = max(matches, key=lambda name: matches[name])
+        known = len(wanted)
+        return (
+            f"{said}; column {best!r} matches {matches[best]} of {known} crystals: add --labels-id {shlex.quote(best)}"
+        )
+    there = ", ".join([cells[place] for cells in rows if place < len(cells)][:_EXAMPLES])
+    return f"{said}, which has {there or 'nothing'}; the crystals are called {', '.join(ids[:_EXAMPLES])}"
+
+
+def _tell_of_texts(table: LabelTable) -> None:
+    """Warn of columns without a number, which will be no labels; refuse a file that has no other."""
+    rows = list(table.rows.values())
+    texts = {name: [row[name] for row in rows if row[name]] for name in (rows[0] if rows else ())}
+    without = [name for name, found in texts.items() if not any(_is_number(cell) for cell in found)]
+    said = [f"{name!r} ({repr(texts[name][0][:40]) if texts[name] else 'empty'})" for name in without]
+    if rows and len(without) == len(texts):
+        raise ValueError(
+            f"{table.path}: no column of labels has a number: {', '.join(said)}; write numbers with a point, without a "
+            "unit"
+        )
+    if said:
+        _LOGGER.warning("%s: no number in %s: no label is read from there", table.path, ", ".join(said))
 
 
 def _table(path: Path, header: Sequence[str], lines: Iterable[tuple[int, list[str]]]) -> LabelTable:
@@ -179,6 +254,14 @@ def _is_text(cell: str) -> bool:
     except ValueError:
         return bool(cell)
     return False
+
+
+def _is_number(cell: str) -> bool:
+    """As labels are read: what Python alone takes for a number is none, nor is "nan"."""
+    try:
+        return "_" not in cell and not math.isnan(float(cell))
+    except ValueError:
+        return False
 
 
 def _column_names(file: Path, cells: list[str]) -> list[str]:

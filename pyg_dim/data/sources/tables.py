@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyg_dim.data.parquet import is_numeric, readable, unit_of
 from pyg_dim.data.raw import UnusableCrystalError
 from pyg_dim.data.sources.base import ID_COLUMNS, MAX_TEXT, Entry, Source
-from pyg_dim.data.sources.labels import require_different, split_unit
+from pyg_dim.data.sources.labels import ask_for_separator, require_different, split_unit
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 
 STRUCTURE_COLUMNS: Final = ("structure", "cif")
@@ -76,6 +76,7 @@ def open_csv(path: Path, wanted_id: str | None = None) -> Source:
     if column is None:
         raise ValueError(
             f"{path} has no column {' or '.join(STRUCTURE_COLUMNS)}; its columns are {', '.join(map(repr, names))}"
+            f"{ask_for_separator(names)}"
         )
     identifier = id_column(path, names, wanted_id)
     place = names.index(column)

@@ -84,3 +84,38 @@ def test_tables_that_cannot_be_joined(folder, text):
 def test_a_table_that_is_not_there(folder):
     with pytest.raises(FileNotFoundError, match=r"no such file of labels: nowhere\.csv"):
         open_sources([folder], labels="nowhere.csv")
+
+
+def test_a_table_of_other_crystals_names_the_column_that_fits(folder):
+    # The first column has the same number twice: such a line is not used, and yet it is counted here.
+    text = "gap,run,crystal name\n1,7,a.cif\n1,8,b\n2,9,z\n"
+    said = (
+        r"labels\.csv: no line is that of a crystal by its column 'gap'; column 'crystal name' matches 2 of 3 crystals"
+    )
+    with pytest.raises(ValueError, match=rf"{said}: add --labels-id 'crystal name'$"):
+        read(folder, text)
+    with pytest.raises(ValueError, match=r"by its column 'gap'; column 'file' matches 1 of 3 crystals"):
+        read(folder, "gap,file\n1,a\n")
+    with pytest.raises(
+        ValueError, match=r"by its column 'run'; column 'id' matches 1 of 3 crystals: add --labels-id id$"
+    ):
+        read(folder, "id,run,gap\na,7,1\n", labels_id="run")
+    with pytest.raises(ValueError, match=r"by its column 'id', which has x, y; the crystals are called a, b, c$"):
+        read(folder, "id,gap\nx,7\ny,8\n")
+
+
+def test_semicolons_are_asked_for(folder):
+    with pytest.raises(ValueError, match=r"at least one label; is it separated by semicolons\? Write commas"):
+        read(folder, "crystal;gap\na;1,5\n")
+    (folder / "id_prop.csv").write_text("a;1\nb;2\n")
+    with pytest.raises(ValueError, match=r"id_prop\.csv: .*is it separated by semicolons\?"):
+        open_sources([folder])
+
+
+def test_labels_without_a_number_are_told(folder, caplog):
+    read(folder, "id,gap,note,none\na,1,x,\nb,nan,1_0,\n")
+    assert "labels.csv: no number in 'note' ('x'), 'none' (empty): no label is read from there" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"no column of labels has a number: 'gap' \('8,5'\); write numbers with a point"
+    ):
+        read(folder, 'id,gap\na,"8,5"\nb,"7,1"\n')
