@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyg_dim.data.dataset import CrystalDataset
 from pyg_dim.data.loader import CrystalLoader
 from pyg_dim.data.objects import are_formulas, read_formulas, read_objects
-from pyg_dim.data.report import LeftOut
+from pyg_dim.data.report import LeftOut, printable
 from pyg_dim.evaluate.represent import NOT_FINITE, represent, vector_names
 from pyg_dim.models.encoder import Encoder, Readout
 from pyg_dim.training.checkpoints import crystal_options, encoder_of, parse_weights, read_checkpoint
@@ -113,7 +113,8 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
 
         Raises:
             NotFittedError: before :meth:`fit`.
-            ValueError: X is no list of crystals, or some cannot be embedded; the message has their places and reasons.
+            ValueError: X is no list of crystals, or some cannot be embedded; the message has their places,
+                paths and reasons.
         """
         check_is_fitted(self)
         items, encoder = _as_list(X), self._loaded()
@@ -124,7 +125,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
         else:
             dataset, faults = read_objects(items, self.max_sites_, self.oxidation_, dtype)
         if faults and self.on_bad == "raise":
-            raise ValueError(_complaint(faults, len(items)))
+            raise ValueError(_complaint(faults, items))
         out = np.full((len(items), self.n_features_out_), np.nan, dtype=np.float32)
         if dataset is None:
             return out
@@ -137,7 +138,7 @@ class CrystalEmbedder(TransformerMixin, BaseEstimator):
         out[np.array(dataset.ids.to_pylist(), dtype=np.int64)[rows.numpy()]] = vectors.numpy()
         lost = {place for place in np.flatnonzero(~np.isfinite(out).all(axis=1)).tolist() if place not in faults}
         if lost and self.on_bad == "raise":
-            raise ValueError(_complaint({place: LeftOut(str(place), NOT_FINITE) for place in lost}, len(items)))
+            raise ValueError(_complaint({place: LeftOut(str(place), NOT_FINITE) for place in lost}, items))
         out[list(lost)] = np.nan
         return out
 
@@ -190,13 +191,15 @@ def _as_list(X: Any) -> list[Any]:
     return items
 
 
-def _complaint(faults: Mapping[int, LeftOut], number: int) -> str:
-    lines = [
-        f"X[{place}]: {fault.reason}" + (f" ({fault.detail})" if fault.detail else "")
-        for place, fault in sorted(faults.items())
-    ]
+def _complaint(faults: Mapping[int, LeftOut], items: Sequence[Any]) -> str:
+    lines = []
+    for place, fault in sorted(faults.items()):
+        path = str(items[place]) if isinstance(items[place], str | Path) else ""
+        # The details of some faults are the path, or the formula, itself.
+        name = f" ({printable(path)})" if path and path not in fault.detail else ""
+        lines.append(f"X[{place}]{name}: {fault.reason}" + (f" ({fault.detail})" if fault.detail else ""))
     more = [f"and {len(lines) - _EXAMPLES} more"] if len(lines) > _EXAMPLES else []
     return (
-        f"{len(faults)} of {number} crystals cannot be embedded; leave them out, or set on_bad='nan' for rows of NaN: "
-        + "; ".join(lines[:_EXAMPLES] + more)
+        f"{len(faults)} of {len(items)} crystals cannot be embedded; leave them out, or set on_bad='nan' for rows of "
+        "NaN: " + "; ".join(lines[:_EXAMPLES] + more)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import shutil
 
 import joblib
@@ -184,6 +185,16 @@ def test_what_is_no_list_of_crystals(embedder, salts, X, message):
         embedder.fit(X)
     with pytest.raises(ValueError, match=message):
         embedder.fit(salts).transform(X)
+
+
+def test_a_file_that_cannot_be_read_is_named(embedder, salts, tmp_path):
+    (tmp_path / "cut.cif").write_text("nothing")
+    embedder.fit(salts)
+    with pytest.raises(
+        ValueError, match=rf"X\[1\] \({re.escape(str(tmp_path / 'cut.cif'))}\): unreadable CIF \("
+    ) as error:
+        embedder.transform([salts[0], tmp_path / "cut.cif", "salt.txt"])
+    assert "X[2]: no path of a CIF or POSCAR file (salt.txt)" in str(error.value)
 
 
 @pytest.mark.parametrize(
