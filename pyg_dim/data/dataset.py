@@ -379,16 +379,21 @@ class CrystalDataset:
         index = torch.repeat_interleave(start - ptr[:-1], counts)
         return index + torch.arange(index.numel(), device=index.device), ptr
 
-    def subset(self, rows: Tensor) -> CrystalDataset:
+    def subset(self, rows: Tensor | np.ndarray | Sequence[int] | Sequence[bool]) -> CrystalDataset:
         """The data set of some crystals.
 
         Args:
-            rows: [m] int64 on the host, rows to keep, in the order wanted; or [n] bool.
+            rows: [m] whole numbers, rows to keep, in the order wanted; or [n] bool. A tensor on the host, an array or a
+                list.
 
         Returns:
             A new data set with the report of this one.
+
+        Raises:
+            TypeError: rows are neither whole numbers nor bool.
+            IndexError: no such row, or a mask of another length.
         """
-        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        rows = self._rows(rows)
         index, ptr = self.sites(rows)
         part = copy(self)
         part.ptr, part.ids = ptr, self.ids.take(pa.array(rows.numpy()))
@@ -400,6 +405,27 @@ class CrystalDataset:
                     setattr(part, name, values[chosen])
         part.labels = {name: values[rows] for name, values in self.labels.items()}
         return part
+
+    def _rows(self, rows: Any) -> Tensor:
+        """Rows of whatever kind as numbers."""
+        if not isinstance(rows, Tensor):
+            if isinstance(rows, str) or not hasattr(rows, "__len__"):
+                raise TypeError(f"rows are a list of row numbers, not a {type(rows).__name__}")
+            # An empty list has no type.
+            given = np.asarray(rows) if len(rows) else np.zeros(0, dtype=np.int64)
+            if given.dtype.kind not in "iub":
+                raise TypeError(f"rows are whole numbers or True and False, not {given.dtype}: {str(rows)[:60]}")
+            rows = torch.from_numpy(given if given.dtype == bool else given.astype(np.int64))
+        if rows.dim() != 1 or rows.is_floating_point():
+            raise TypeError(f"rows are one list of whole numbers, not {list(rows.shape)} of {rows.dtype}")
+        n = len(self)
+        if rows.dtype == torch.bool:
+            if rows.numel() != n:
+                raise IndexError(f"a mask of {rows.numel()} for a data set of {n} crystals")
+            return rows.nonzero()[:, 0]
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < n:
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a data set of {n} crystals: from 0 on")
+        return rows
 
     def gather(self, rows: Tensor, targets: Sequence[str] = ()) -> CrystalBatch:
         """Put some crystals into a batch, without edges.

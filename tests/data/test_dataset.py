@@ -63,6 +63,25 @@ def test_subset(dataset):
             dataset[rows]
 
 
+@pytest.mark.parametrize(
+    "rows", [[5, 1], (5, 1), range(5, 0, -4), np.array([5, 1], dtype=np.uint8), torch.tensor([5, 1], dtype=torch.int32)]
+)
+def test_rows_of_a_subset_may_be_any_whole_numbers(dataset, rows):
+    assert dataset.subset(rows).ids.to_pylist() == ["c5", "c1"]
+
+
+def test_other_rows_of_a_subset(dataset):
+    mask = [row in (1, 5) for row in range(len(dataset))]
+    assert dataset.subset(mask).ids.to_pylist() == ["c1", "c5"]
+    assert len(dataset.subset([])) == 0
+    for rows in ([0.0, 1.0], ["c1"], "c1", 3, torch.tensor([0.0]), torch.tensor([[0]])):
+        with pytest.raises(TypeError, match=r"^rows are"):
+            dataset.subset(rows)
+    for rows in ([-1], [0, len(dataset)], mask[1:]):
+        with pytest.raises(IndexError, match=f"of {len(dataset)} crystals|data set of"):
+            dataset.subset(rows)
+
+
 def test_structures_in_memory():
     from ase import Atoms
     from pymatgen.core import Lattice, Structure
