@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +24,7 @@ from pyg_dim.data.formula import parse_formulas
 from pyg_dim.data.parquet import DEPTHS, ID
 from pyg_dim.data.raw import ALREADY_TAKEN
 from pyg_dim.data.report import ImportReport, LeftOut, NotNumbers, printable
-from pyg_dim.data.sources.labels import require_different, split_unit
+from pyg_dim.data.sources.labels import ask_for_separator, require_different, split_unit
 from pyg_dim.data.sources.streams import DAMAGE, open_binary
 from pyg_dim.data.sources.tables import id_column, structure_column
 
@@ -125,6 +127,7 @@ class CompositionDataset(CrystalDataset):
         if column is None:
             raise ValueError(
                 f"{path} has no column {' or '.join(FORMULA_COLUMNS)}; its columns are {', '.join(map(repr, names))}"
+                f"{ask_for_separator(names)}"
             )
         identifier = id_column(path, names, None)
         # A column without a name is the index that pandas writes.
@@ -143,7 +146,7 @@ class CompositionDataset(CrystalDataset):
             else:
                 values[printable(label)] = numbers
         units = {label: unit for label, unit in labels.values() if unit and label in values}
-        return cls._from_columns(formulas, ids, values, report, dtype, units)
+        return cls._from_columns(formulas, ids, values, report, dtype, units, partial(_lines, path, rows))
 
     @classmethod
     def _from_columns(
@@ -154,8 +157,9 @@ class CompositionDataset(CrystalDataset):
         report: ImportReport,
         dtype: torch.dtype,
         units: Mapping[str, str] | None = None,
+        lines: Callable[[], Mapping[int, int]] | None = None,
     ) -> Self:
-        """Parse formulas, leave out what cannot be used, and log the report."""
+        """Parse formulas, leave out what cannot be used, and log the report, with lines of a file by row if given."""
         report.what = "formulas"
         report.num_read += len(texts)
         found = parse_formulas(texts)
@@ -170,10 +174,9 @@ class CompositionDataset(CrystalDataset):
         for row in np.setdiff1d(candidates, candidates[first]).tolist():
             faults[row] = (ALREADY_TAKEN, "")
         sound[list(faults)] = False
-        report.left_out += [
-            LeftOut(ids[row].as_py(), reason, printable(detail)[:80])
-            for row, (reason, detail) in sorted(faults.items())
-        ]
+        line_of = lines() if lines is not None and faults else {}
+        for row, (reason, detail) in sorted(faults.items()):
+            report.left_out.append(LeftOut(ids[row].as_py(), reason, _at(line_of.get(row), printable(detail)[:80])))
         if not sound.any():
             raise ValueError(f"no usable formula\n{report}")
         kept = np.repeat(sound, found.counts)
@@ -267,12 +270,11 @@ def _read(
     path: Path, names: list[str], column: str, identifier: str | None, report: ImportReport
 ) -> tuple[pa.Table, list[int]]:
     """The table, and the number of each row; rows that do not fit the columns are left out."""
-    skipped: list[int] = []
+    skipped: dict[int, str] = {}
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
-        skipped.append(row.number - 2)
-        detail = f"line {row.number}: {row.actual_columns} values for {row.expected_columns} columns"
-        report.left_out.append(LeftOut(str(row.number - 2), "row does not fit the columns", detail))
+        # The header is its row 1; empty lines are none.
+        skipped[row.number - 2] = f"{row.actual_columns} values for {row.expected_columns} columns"
         return "skip"
 
     # Columns without a name, or of no interest, get one that no other has.
@@ -291,8 +293,35 @@ def _read(
     except (pa.ArrowInvalid, UnicodeError, ValueError, *DAMAGE) as error:
         raise ValueError(f"{path} is no readable CSV file: {error}") from error
     report.num_read += len(skipped)
-    rows = [row for row in range(table.num_rows + len(skipped)) if row not in set(skipped)] if skipped else None
-    return table, list(range(table.num_rows)) if rows is None else rows
+    if skipped:
+        line_of = _lines(path)
+        report.left_out += [
+            LeftOut(str(row), "row does not fit the columns", _at(line_of.get(row), detail))
+            for row, detail in skipped.items()
+        ]
+    return table, [row for row in range(table.num_rows + len(skipped)) if row not in skipped]
+
+
+def _at(line: int | None, detail: str) -> str:
+    return ": ".join(filter(None, [f"line {line}" if line else "", detail]))
+
+
+def _lines(path: Path, rows: Sequence[int] | None = None) -> dict[int, int]:
+    """Rows of a CSV file -> the line of the file that each begins in, the header being line 1.
+
+    With ``rows``, numbers of rows in the file, its places are mapped instead. Empty lines count, but are no rows.
+    """
+    with open_binary(path) as stream:
+        reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=""))
+        starts, end = [], 0
+        # A field beyond the limit of the csv module: what comes from there on is told without a line.
+        with suppress(csv.Error):
+            for cells in reader:
+                if cells:
+                    starts.append(end + 1)
+                end = reader.line_num
+    lines = dict(enumerate(starts[1:]))
+    return lines if rows is None else {place: lines[row] for place, row in enumerate(rows) if row in lines}
 
 
 def _numbers(column: pa.ChunkedArray, label: str, ids: pa.Array, report: ImportReport) -> np.ndarray | None:

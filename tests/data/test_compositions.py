@@ -56,6 +56,7 @@ def test_parts_of_a_data_set(formulas):
     assert (part.z.tolist(), part.amount.tolist()) == ([48, 52, 80, 26], [0.3, 1, 0.7, 1])
     assert part.ids.to_pylist() == ["3", "0"]
     assert part.target("gap")[1] == 0
+    assert formulas.subset([3, 0]).amount.equal(part.amount)
     assert len(formulas) == 6, "the data set is left as it was"
     batch = formulas.gather(torch.tensor([2, 4]), ["gap"])
     assert batch.y.tolist() == [[2.0], [1.0]]
@@ -182,9 +183,10 @@ def test_bad_rows_are_left_out_and_told(write):
     assert dataset.report.num_read == 10
     assert dataset.report.num_kept == 3
     for text in (
-        "3 of 10 formulas kept", "unknown or unsupported element: 1 (b (Xx in Xx2))",
-        "isotope of hydrogen, write H: 1 (c (D in D2O))", "empty formula: 1 (d)", "negative amount: 1 (e (Fe-2))",
-        "identifier already taken: 1 (a)", "non-finite label: 1 (f (y = inf))",
+        "3 of 10 formulas kept", "unknown or unsupported element: 1 (b (line 3: Xx in Xx2))",
+        "isotope of hydrogen, write H: 1 (c (line 4: D in D2O))", "empty formula: 1 (d (line 5))",
+        "negative amount: 1 (e (line 6: Fe-2))",
+        "identifier already taken: 1 (a (line 7))", "non-finite label: 1 (f (line 8: y = inf))",
         "row does not fit the columns: 1 (8 (line 10: 4 values for 3 columns))",
         "label y: 1 values that are no number, treated as missing (g: oops)",
     ):  # fmt: skip
@@ -194,6 +196,23 @@ def test_bad_rows_are_left_out_and_told(write):
 def test_numbers_of_rows_are_those_of_the_file(write):
     dataset = CompositionDataset.from_csv(write("rows.csv", "formula,y\nNaCl,1\nFe,1,2\nD2O,3\nKCl,4\n"))
     assert dataset.ids.to_pylist() == ["0", "3"]
+
+
+def test_rows_that_are_left_out_are_told_by_the_line_of_the_file(write):
+    """Empty lines count, and so do those within quotes; identifiers number the rows alone."""
+    text = 'formula,note,y\nNaCl,,1\n\nNaCl2x,"two\nlines",2\nFe,1\n\nXx,,3\n'
+    dataset = CompositionDataset.from_csv(write("rows.csv", text))
+    assert [str(item) for item in dataset.report.left_out] == [
+        "2 (line 6: 2 values for 3 columns)", "1 (line 4: 'NaCl2x')", "3 (line 8: Xx in Xx)",
+    ]  # fmt: skip
+    # Longer than the csv module reads: lines are not known from there on.
+    dataset = CompositionDataset.from_csv(write("long.csv", f"formula,y\nFe,1\nXy,1\nKCl,{'9' * 200_000}\nXx,1\n"))
+    assert [str(item) for item in dataset.report.left_out] == ["1 (line 3: Xy in Xy)", "2 (y = inf)", "3 (Xx in Xx)"]
+
+
+def test_semicolons_are_asked_for(write):
+    with pytest.raises(ValueError, match=r"its columns are 'formula;y'; is it separated by semicolons\?"):
+        CompositionDataset.from_csv(write("table.csv", "formula;y\nNaCl;1,5\n"))
 
 
 @pytest.mark.parametrize(
