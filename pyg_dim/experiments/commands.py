@@ -28,8 +28,8 @@ from pyg_dim.experiments.formula_figures import FORMULA_FIGURES
 from pyg_dim.experiments.formula_page import write_formula_tables
 from pyg_dim.experiments.formula_sets import SETS, SMALL_SETS
 from pyg_dim.experiments.formula_study import FormulaStudy
-from pyg_dim.experiments.page import probe_text, transfer_text, write_tables
-from pyg_dim.experiments.provenance import checksum, keep_to
+from pyg_dim.experiments.page import PROBE_LEGEND, TRANSFER_LEGEND, probe_text, transfer_text, write_tables
+from pyg_dim.experiments.provenance import TOGETHER, checksum, keep_to
 from pyg_dim.experiments.reproduce import FIGURES
 from pyg_dim.experiments.scales import FORMULA_SCALES, SCALES
 from pyg_dim.experiments.study import SplitName, Study
@@ -108,7 +108,8 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
     out = _folder(chosen.out)
     checkpoints = _checkpoints(chosen.checkpoints, DESCRIPTORS)
     task = _task(chosen, checkpoints)
-    keep_to(out / "probes.json", _settings(task, checkpoints))
+    task.require_fitting(chosen.sizes)
+    keep_to(out / "probes.json", {"target": task.target, "seed": task.seed}, _checksums(task, checkpoints))
     table = FitTable(out / "probes.csv", probing.KEYS, probing.VALUES)
     rows = task.rows
     features = {}
@@ -127,7 +128,7 @@ def probe_command(arguments: Sequence[str], prog: str) -> int:
         task.name, [task], {task.name: features}, dict.fromkeys(features, probes), table, chosen.sizes, chosen.draws,
         chosen.workers,
     )  # fmt: skip
-    _show(table, out / "probes.md", probe_text)
+    _show(table, out / "probes.md", probe_text, PROBE_LEGEND)
     return 0
 
 
@@ -150,7 +151,8 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
         "checkpoints",
         nargs="+",
         metavar="CKPT",
-        help=f"starts; the first one tells the shape of random. Encoders: {_ENCODERS}",
+        help=f"encoders to start from; all are compared with the row {RANDOM}, an encoder built like the first one, "
+        f"with new random parameters. Encoders: {_ENCODERS}",
     )
     _add_task(parser)
     defaults = FineTuneOptions()
@@ -167,12 +169,14 @@ def transfer_command(arguments: Sequence[str], prog: str) -> int:
     starts = {RANDOM: Start(next(iter(checkpoints.values())), False, options)}
     starts |= {name: Start(path, True, options) for name, path in checkpoints.items()}
     task = _task(chosen, checkpoints)
-    keep_to(out / "transfer.json", _settings(task, checkpoints) | {"options": asdict(options)})
+    task.require_fitting(chosen.sizes)
+    settings = {"target": task.target, "seed": task.seed, "options": asdict(options)}
+    keep_to(out / "transfer.json", settings, _checksums(task, checkpoints))
     table = FitTable(out / "transfer.csv", transferring.KEYS, transferring.VALUES)
     transferring.fine_tune_starts(
         task.name, [task], {task.name: starts}, table, chosen.sizes, chosen.draws, chosen.workers
     )
-    _show(table, out / "transfer.md", transfer_text)
+    _show(table, out / "transfer.md", transfer_text, TRANSFER_LEGEND)
     return 0
 
 
@@ -297,7 +301,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "first checkpoint, whose validation part was not trained on",
     )
     parser.add_argument("--val-fraction", type=float, help="share of the test, by default that of the first checkpoint")
-    parser.add_argument("--sizes", type=_sizes, default=probing.SIZES, help="numbers of labels")
+    parser.add_argument("--sizes", type=_sizes, default=",".join(map(str, probing.SIZES)), help="numbers of labels")
     parser.add_argument("--draws", type=_whole(1), default=20, help="label subsets, or seeds, for each number")
     parser.add_argument(
         "--seed", type=_whole(0), help="of the split and the draws, by default that of the first checkpoint"
@@ -413,15 +417,25 @@ def _checkpoints(paths: Sequence[str], taken: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _settings(task: Task, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
-    """What the rows of a table depend on beside their keys."""
-    data, parts = task.dataset, 0
-    rows = [part for fold in task.folds for part in fold]
-    made_of = (data.pos, data.cell) if data.amount is None else (data.amount,)
-    for values in (data.z, data.ptr, *made_of, data.target(task.target), *rows):
-        parts = zlib.crc32(values.contiguous().numpy().data, parts)
-    about = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
-    return about | {"target": task.target, "seed": task.seed, "crystals, labels and parts": f"{parts:08x}"}
+def _checksums(task: Task, checkpoints: Mapping[str, Path]) -> dict[str, str]:
+    """What the rows of a table depend on beside their keys and the settings that can be read, in words that tell it."""
+    data, rows = task.dataset, [part for fold in task.folds for part in fold]
+    contents = {
+        "crystals": [data.z, data.ptr, *((data.pos, data.cell) if data.amount is None else (data.amount,))],
+        "labels": [data.target(task.target)],
+        "parts (which crystals are the test)": rows,
+    }
+    sums = {name: f"{_crc(tensors):08x}" for name, tensors in contents.items()}
+    whole = f"{_crc([tensor for tensors in contents.values() for tensor in tensors]):08x}"
+    of_checkpoints = {f"checkpoint {name}": checksum(path) for name, path in checkpoints.items()}
+    return of_checkpoints | sums | {TOGETHER: whole}
+
+
+def _crc(tensors: Sequence[Tensor]) -> int:
+    found = 0
+    for values in tensors:
+        found = zlib.crc32(values.contiguous().numpy().data, found)
+    return found
 
 
 def _listed(text: str, known: Sequence[str], flag: str) -> list[str]:
@@ -439,8 +453,8 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _show(table: FitTable, path: Path, text: Callable[[pd.DataFrame], Iterator[str]]) -> None:
-    lines = "\n\n".join(text(table.read()))
+def _show(table: FitTable, path: Path, text: Callable[[pd.DataFrame], Iterator[str]], legend: str) -> None:
+    lines = "\n\n".join([*text(table.read()), legend])
     replace_file(path, lines + "\n")
     Console().print(lines, markup=False, highlight=False, soft_wrap=True)
     _logger.info("saved in %s and %s", table.path, path)

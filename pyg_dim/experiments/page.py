@@ -12,7 +12,7 @@ import pandas as pd
 
 from pyg_dim.evaluate.formatting import fill, markdown_row, number, replace_file
 from pyg_dim.evaluate.regressors import AUTO, BLEND, DUMMY, LEAST_SQUARES, NETWORK
-from pyg_dim.evaluate.statistics import Paired, paired
+from pyg_dim.evaluate.statistics import FEWEST, Paired, paired
 from pyg_dim.experiments.features import MAGPIE, WITH_MAGPIE
 from pyg_dim.experiments.reproduce import ABLATION, MATBENCH, REPRESENTATIONS, TRANSFER
 from pyg_dim.experiments.study import FORMATION, MORE, PHONONS, Study
@@ -26,6 +26,16 @@ HALVED: Final = 0.6
 """Share of the median error before training below which it counts as about halved."""
 LEADERBOARD: Final = {"MEGNet (best)": 28.76, "ALIGNN": 29.5, "MODNet": 34.3}
 """Mean absolute errors on matbench_phonons in 1/cm, from the leaderboard of Matbench v0.1."""
+
+PROBE_LEGEND: Final = (
+    "Mean absolute errors of the draws, lower is better: the median, and in brackets the quartiles; all rows learn "
+    "from the same labels."
+)
+TRANSFER_LEGEND: Final = (
+    f"Behind each error, the start against the row {RANDOM} (new parameters) on the same draws: better, worse, or "
+    "level where the 95 % interval [in brackets] of the median difference holds zero; too few with less than "
+    f"{FEWEST} draws to tell; then the draws won - tied - lost."
+)
 
 
 def write_tables(study: Study, page: Path | None = None) -> Path:
@@ -246,7 +256,7 @@ def _ablation(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def transfer_text(rows: pd.DataFrame) -> Iterator[str]:
-    """Write the errors of fine-tuned encoders, and how each start does against random initialisation.
+    """Write the errors of fine-tuned encoders, and how each start does against new parameters.
 
     Args:
         rows: Rows of a table of fine-tuned encoders, of one study.
@@ -255,7 +265,7 @@ def transfer_text(rows: pd.DataFrame) -> Iterator[str]:
         A title and a Markdown table for each task.
     """
     for task, mine, sizes in _of_tasks(rows):
-        yield _title(task, mine) + "; fine-tuned; median [quartiles], against random initialisation"
+        yield _title(task, mine) + f"; fine-tuned; median [quartiles], against {RANDOM} (new parameters)"
         table = []
         for name in mine["start"].drop_duplicates():
             cells = []

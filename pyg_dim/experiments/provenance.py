@@ -6,22 +6,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pyg_dim.evaluate.formatting import replace_file
 
+TOGETHER: Final = "crystals, labels and parts"
+"""One checksum of all three, which the first versions kept alone."""
 
-def keep_to(path: Path, settings: Mapping[str, Any]) -> None:
+
+def keep_to(path: Path, settings: Mapping[str, Any], checksums: Mapping[str, str] | None = None) -> None:
     """Write down what a study depends on, or make sure that it is still the same.
 
     Args:
         path: JSON file beside the tables.
         settings: Plain values by name; those that an earlier call did not have are added.
+        checksums: Of what is no plain value, by what it is, such as "crystals": a message tells which differ, not the
+            values. That of :data:`TOGETHER` is told only where no other differs.
 
     Raises:
         ValueError: A value differs from that of the file, or the file is damaged; the message says what to do.
     """
-    mine = json.loads(json.dumps(settings))
+    mine, sums = json.loads(json.dumps(settings)), dict(checksums or {})
     try:
         known = json.loads(path.read_bytes()) if path.exists() else {}
     except (ValueError, RecursionError) as error:
@@ -34,6 +39,14 @@ def keep_to(path: Path, settings: Mapping[str, Any]) -> None:
                 f"{path} tells of a study with {name} {json.dumps(known[name])}, this one has {json.dumps(value)}: "
                 "rows of both would stand in one table; choose another --out"
             )
+    if differing := [name for name, value in sums.items() if known.get(name, value) != value]:
+        if len(differing) > 1 and TOGETHER in differing:
+            differing.remove(TOGETHER)
+        raise ValueError(
+            f"{path} tells of a study of other {' and other '.join(differing)}: rows of both would stand in one table; "
+            "choose another --out"
+        )
+    mine |= sums
     if mine.keys() - known.keys():
         replace_file(path, json.dumps(known | mine, indent=1) + "\n")
 

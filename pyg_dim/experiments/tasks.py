@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 FOLDS = 5
 ALL = 0
 """Number of labels that stands for all that a fold has."""
+FEW_TESTS = 30
+"""Labelled test crystals; the error on fewer hangs on a handful of them."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,44 @@ class Task:
         Returns:
             Those that fit.
         """
-        values = self.dataset.target(self.target)
-        labels = min(int(torch.isfinite(values[train]).sum()) for train, _ in self.folds)
+        labels, _ = self._counts()
         if left_out := [n for n in sizes if n > labels]:
             _logger.warning("%s: %d labels in training; left out: %s", self.name, labels, ", ".join(map(str, left_out)))
         return [n for n in sizes if n <= labels]
+
+    def require_fitting(self, sizes: Sequence[int]) -> None:
+        """Make sure that there is something to measure; warn where the test is small.
+
+        Args:
+            sizes: Numbers of labels.
+
+        Raises:
+            ValueError: No size fits, or no test crystal has a label; the message says how many labels there are.
+        """
+        labels, tests = self._counts()
+        if not tests:
+            raise ValueError(f"no crystal of the test has a label {self.target!r}: take another --split")
+        if all(n > labels for n in sizes):
+            # With all of them, the draws would be one and the same.
+            shown = f", as in --sizes {labels // 3},{2 * labels // 3}" if labels > 5 else ""
+            fit = f"sizes up to {labels} fit{shown}" if labels > 1 else "label more"
+            raise ValueError(
+                f"--sizes {','.join(map(str, sizes))}: {labels} labels {self.target!r} are left to draw from, beside "
+                f"{tests} in the test; {fit}"
+            )
+        if tests < FEW_TESTS:
+            _logger.warning(
+                "%s: %d labelled crystals in the test are few, and errors hang on each of them: a larger "
+                "--val-fraction makes a steadier test",
+                self.name,
+                tests,
+            )
+
+    def _counts(self) -> tuple[int, int]:
+        """Labels to draw from and labelled test crystals, of the fold that has the fewest."""
+        known = torch.isfinite(self.dataset.target(self.target))
+        counts = [(int(known[train].sum()), int(known[test].sum())) for train, test in self.folds]
+        return min(labels for labels, _ in counts), min(tests for _, tests in counts)
 
     def draw(self, n: int, number: int) -> Draw:
         """Draw labels; the same for all that is compared, since it depends on the task and its seed alone.

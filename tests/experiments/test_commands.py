@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -42,6 +44,7 @@ def test_probe_writes_rows_and_a_table_and_goes_on(finished, parquet, tmp_path, 
     assert set(frame["features"]) == {"magpie", "tiny global", "tiny decoded+magpie"}
     assert frame["tests"].nunique() == 1
     assert "| tiny global, ridge |" in shown
+    assert "in brackets the quartiles" in shown
     assert (tmp_path / "probes.md").read_text().strip() in shown.replace("\r", "")
     before = (tmp_path / "probes.csv").read_text()
     assert main([*command[:-1], "magpie"]) == 0
@@ -69,9 +72,29 @@ def test_transfer_compares_with_random(finished, parquet, tmp_path, capsys):
     frame = pd.read_csv(tmp_path / "transfer.csv")
     assert list(frame["start"]) == ["random", "tiny"]
     assert (frame["epochs"] <= 2).all()
-    assert "| tiny |" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "| tiny |" in shown.out
+    assert "against the row random (new parameters)" in shown.out
+    assert "won - tied - lost" in (tmp_path / "transfer.md").read_text()
     assert main([*command, "--lr", "0"]) == 1
     assert "lr must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["probe", "transfer"])
+def test_sizes_that_do_not_fit_are_an_error(finished, parquet, tmp_path, caplog, capsys, name):
+    command = [name, str(finished.checkpoint), "--data", str(parquet), "--target", FORMATION, "--val-fraction", "0.2",
+               "--draws", "1", "--out", str(tmp_path), "--sizes"]  # fmt: skip
+    assert main([*command, "200,1000"]) == 1
+    said = capsys.readouterr().err
+    assert f"--sizes 200,1000: 96 labels '{FORMATION}' are left to draw from, beside 24 in the test" in said
+    assert "sizes up to 96 fit, as in --sizes 32,64" in said
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 50,100,250,1000)" in shown
+    if name == "transfer":
+        assert "all are compared with the row random, an encoder built like the first one, with new random" in shown
 
 
 def test_reproduce_writes_tables_of_nothing(parquet, tmp_path):
@@ -94,7 +117,16 @@ def test_another_setting_is_not_added_to_a_table(finished, parquet, tmp_path, ca
     assert main([*command, "--lr", "1e-2"]) == 1
     assert "choose another --out" in capsys.readouterr().err
     assert main([*command, "--val-fraction", "0.4"]) == 1
-    assert "with crystals, labels and parts" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "transfer.json tells of a study of other parts (which crystals are the test): rows of both" in said
+    told = json.loads((tmp_path / "transfer.json").read_text())
+    assert {"crystals", "labels", "checkpoint tiny"} <= told.keys()
+    # A folder of the first versions has one checksum for all.
+    old = {name: told[name] for name in ("target", "seed", "crystals, labels and parts")}
+    (tmp_path / "transfer.json").write_text(json.dumps(old))
+    assert main([*command, "--val-fraction", "0.4"]) == 1
+    assert "of other crystals, labels and parts:" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 def test_checkpoints_need_names_of_their_own(finished, parquet, tmp_path, capsys):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyg_dim.experiments.provenance import checksum, keep_to
+from pyg_dim.experiments.provenance import TOGETHER, checksum, keep_to
 
 
 def test_the_same_settings_pass_and_others_are_refused(tmp_path):
@@ -16,6 +16,16 @@ def test_the_same_settings_pass_and_others_are_refused(tmp_path):
     keep_to(path, {"checkpoint": "00ff"})
     with pytest.raises(ValueError, match="with checkpoint"):
         keep_to(path, {"checkpoint": "11ff"})
+
+
+def test_what_differs_is_told_without_its_checksum(tmp_path):
+    path, sums = tmp_path / "study.json", {"crystals": "0a", "labels": "0b", TOGETHER: "0c"}
+    keep_to(path, {"seed": 0}, sums)
+    keep_to(path, {"seed": 0}, sums)
+    with pytest.raises(ValueError, match=r"tells of a study of other crystals and other labels: rows of both"):
+        keep_to(path, {"seed": 0}, {"crystals": "1a", "labels": "1b", TOGETHER: "1c"})
+    with pytest.raises(ValueError, match=f"of other {TOGETHER}:"):
+        keep_to(path, {}, {TOGETHER: "1c"})
 
 
 def test_a_checksum_tells_files_apart(tmp_path):

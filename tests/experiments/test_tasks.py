@@ -57,6 +57,24 @@ def test_more_labels_than_there_are(gaps, caplog):
     assert f"gaps: {labels} labels in training; left out: {labels + 1}, 1000" in caplog.text
 
 
+def test_sizes_that_do_not_fit_and_tests_that_are_few(dataset, fold, gaps, caplog):
+    labels, tests = (int(dataset.target(GAP)[part].isfinite().sum()) for part in (fold.train, fold.test))
+    wide = fold_task("gaps", dataset, GAP, torch.arange(60), torch.arange(60, 120))
+    wide.require_fitting([10, 1000])
+    assert not caplog.records
+    with pytest.raises(
+        ValueError, match=f"--sizes 500,1000: {labels} labels 'band_gap' .* {tests} in the test; sizes up to"
+    ):
+        gaps.require_fitting([500, 1000])
+    gaps.require_fitting([labels, 1000])
+    assert f"gaps: {tests} labelled crystals in the test are few" in caplog.text
+    with pytest.raises(ValueError, match=r"2 labels 'band_gap' .*; sizes up to 2 fit$"):
+        fold_task("gaps", dataset, GAP, fold.train[:3], fold.test).require_fitting([4])
+    without = dataset.with_labels({GAP: torch.full_like(dataset.target(GAP), float("nan"))})
+    with pytest.raises(ValueError, match="no crystal of the test has a label 'band_gap'"):
+        fold_task("gaps", without, GAP, fold.train, fold.test).require_fitting([2])
+
+
 def test_labels_are_drawn_from_a_pool(dataset, fold):
     task = fold_task("gaps", dataset, GAP, fold.train, fold.test, pool=20)
     (train, test), values = task.folds[0], dataset.target(GAP)
