@@ -43,7 +43,7 @@ class Study(Workspace):
         scale: How much is computed.
         split: "random", the protocol of the paper; "formula": no formula of a test is in pre-training or among the
             labels.
-        unlabelled: More crystals to pre-train on, for the recipe :data:`MORE`; None for none.
+        unlabelled: More crystals to pre-train on, for the recipe ``more``; None for none.
     """
 
     data: str
