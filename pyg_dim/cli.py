@@ -36,7 +36,7 @@ from pyg_dim.models import MODELS
 from pyg_dim.native.allocator import keep_freed_memory
 from pyg_dim.prediction import predict_command
 from pyg_dim.training.callbacks import Interrupted
-from pyg_dim.training.checkpoints import SECTION, read_checkpoint, require_model
+from pyg_dim.training.checkpoints import SECTION, crystal_options, read_checkpoint, require_model, require_plain_encoder
 from pyg_dim.training.finished import read_runs
 from pyg_dim.training.options import TrainOptions, descriptions, objective_fault
 from pyg_dim.training.run import train
@@ -226,7 +226,8 @@ def _import_parser(prog: str) -> argparse.ArgumentParser:
 def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainOptions:
     """Read the options of a run from flags, a YAML file and a checkpoint, in this order of weight.
 
-    A checkpoint to resume gives all options, one to start from (``--init``) architecture and options of its encoder.
+    A checkpoint to resume gives all options; an encoder to start from (``--init``) its architecture, its options and how
+    it saw crystals.
 
     Args:
         arguments: flags.
@@ -247,8 +248,17 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
         checkpoint = read_checkpoint(source)
         if first["model"] is not None:
             require_model(first["model"], checkpoint, source)
+        require_plain_encoder(checkpoint, source)
         about = checkpoint[SECTION]
-        saved = about["options"] if first["resume"] else {"model": about["model"], "encoder": about["encoder"]}
+        saved = about["options"]
+        if first["resume"] is None:
+            max_sites, oxidation = crystal_options(checkpoint, source)
+            saved = {
+                "model": about["model"],
+                "encoder": about["encoder"],
+                "max_sites": max_sites,
+                "oxidation": oxidation,
+            }
     model = first["model"] or saved.get("model") or TrainOptions.model
     parser = _train_parser(model, prog)
     if saved:
@@ -282,7 +292,9 @@ def _look_ahead(arguments: Sequence[str]) -> dict[str, str | None]:
         except yaml.YAMLError:
             values = None  # the real parser names the file and the fault
         if isinstance(values, dict):
-            found = {name: value if value is not None else values.get(name) for name, value in found.items()}
+            # What is no text has no meaning here; the real parser says so.
+            texts = {name: value for name, value in values.items() if isinstance(value, str)}
+            found = {name: value if value is not None else texts.get(name) for name, value in found.items()}
     return found
 
 

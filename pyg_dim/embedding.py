@@ -8,7 +8,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -108,13 +108,10 @@ def embed(
     require_target(path, sources, overwrite or resume, FILES, part is not None)
     checkpoint = read_checkpoint(model)
     encoder = encoder_of(checkpoint, model)
-    limit, oxidation = crystal_options(checkpoint, model)
     names = vector_names(encoder, readout)
     device = device_of(accelerator, local_rank)
-    encoder.set_kernels(device.type == "cpu")
+    loader, ids, source = open_batches(sources, checkpoint, model, encoder, batch_sites, device, max_sites)
     dtype = next(encoder.parameters()).dtype
-    limit = limit if max_sites is None else max_sites
-    loader, ids, source = open_batches(sources, model, encoder, limit, oxidation, dtype, batch_sites, device)
     about = {
         "model": str(model),
         "architecture": encoder.name,
@@ -135,22 +132,16 @@ def embed(
     batches = range(len(loader)) if part is None else part.range(len(loader))
     left_out = [] if part is not None and part.number > 1 else list(source.left_out)
     written = 0
-    try:
-        # The file itself takes its place last: where it is new, so is the report.
-        with replacing(path) as file, replacing(report_path) as report_file:
-            with FILES[path.suffix](file, names, dtype, about) as target:
-                for vectors, rows in _pieces(encoder, loader, batches, readout, device):
-                    here, vectors, faults = finite_rows(ids.take(pa.array(rows.numpy())), vectors)
-                    target.write(here, vectors)
-                    written += len(here)
-                    left_out += faults
-            if not written and part is None:
-                raise ValueError(f"{model}: {NOT_FINITE}, for every crystal")
-            report = {**about, "embedded": written, "notes": source.all_notes(), "rejected": [*map(asdict, left_out)]}
-            text = json.dumps(report, indent=1, ensure_ascii=False)
-            report_file.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+    with written_with_report(path, report_path) as (file, report):
+        with FILES[path.suffix](file, names, dtype, about) as target:
+            for vectors, rows in _pieces(encoder, loader, batches, readout, device):
+                here, vectors, faults = finite_rows(ids.take(pa.array(rows.numpy())), vectors)
+                target.write(here, vectors)
+                written += len(here)
+                left_out += faults
+        if not written and part is None:
+            raise ValueError(f"{model}: {NOT_FINITE}, for every crystal")
+        report |= {**about, "embedded": written, "notes": source.all_notes(), "rejected": [*map(asdict, left_out)]}
     if left_out:
         _logger.warning("%d crystals were left out; %s names each", len(left_out), printable(str(report_path)))
     _logger.info("%d crystals, %d numbers each: %s", written, len(names), printable(str(path)))
@@ -192,6 +183,9 @@ def device_of(accelerator: Accelerator, local_rank: int = 0) -> torch.device:
 
     Returns:
         The device; the processes of a machine share its GPUs.
+
+    Raises:
+        ValueError: there is no such device.
     """
     kind = choose_device(accelerator)
     return torch.device(kind, local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
@@ -199,25 +193,23 @@ def device_of(accelerator: Accelerator, local_rank: int = 0) -> torch.device:
 
 def open_batches(
     sources: Sequence[str | Path],
+    checkpoint: Mapping[str, Any],
     model: str | Path,
     encoder: Encoder,
-    max_sites: int,
-    oxidation: Oxidation,
-    dtype: torch.dtype,
     batch_sites: int,
     device: torch.device,
+    max_sites: int | None = None,
 ) -> tuple[PlannedLoader, pa.Array, ImportReport]:
-    """Open the crystals that an encoder is to see.
+    """Open the crystals that an encoder is to see, as it saw those of its training.
 
     Args:
         sources: see :func:`embed`.
-        model: where the encoder comes from, for messages.
-        encoder: the encoder.
-        max_sites: crystals with more primitive sites are left out.
-        oxidation: how oxidation states are had.
-        dtype: of positions and cells.
+        checkpoint: where the encoder comes from.
+        model: its name, for messages.
+        encoder: the encoder; its kernels are switched on where they serve.
         batch_sites: sites of a batch.
         device: where to compute.
+        max_sites: crystals with more primitive sites are left out; the limit of the training where None.
 
     Returns:
         Batches of all crystals in order, [n] identifiers, and what was left out.
@@ -226,19 +218,48 @@ def open_batches(
         FileNotFoundError: no such source.
         ValueError: a source that cannot be read or has no usable crystal, or formulas for an encoder of structures.
     """
+    limit, oxidation = crystal_options(checkpoint, model)
+    limit = limit if max_sites is None else max_sites
+    dtype = next(encoder.parameters()).dtype
+    encoder.set_kernels(device.type == "cpu")
     if len(sources) == 1 and has_optimade_columns(Path(sources[0])):
         stream = StreamingLoader(
-            sources[0], encoder.graph, batch_sites, shuffle=False, shard=False, window=2, max_sites=max_sites,
+            sources[0], encoder.graph, batch_sites, shuffle=False, shard=False, window=2, max_sites=limit,
             oxidation=oxidation, dtype=dtype, device=device,
         )  # fmt: skip
         return stream, stream.ids, stream.report
-    dataset = _read(sources, max_sites, oxidation, dtype)
+    dataset = _read(sources, limit, oxidation, dtype)
     if dataset.amount is not None and encoder.needs_structure:
         raise ValueError(
             f"{sources[0]} holds formulas, and {model} is a {encoder.name} encoder, which needs structures"
         )
     loader = CrystalLoader(made_resident(dataset, device), encoder.graph, batch_sites, shuffle=False, shard=False)
     return loader, dataset.ids, dataset.report
+
+
+@contextmanager
+def written_with_report(path: Path, report_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Write a file and its report in one step; where that fails, what was there stays.
+
+    Args:
+        path: the file.
+        report_path: the report, JSON.
+
+    Yields:
+        Where to write the file, and an empty dictionary for the contents of the report.
+
+    Raises:
+        ValueError: a disk that is full, or may not be written to.
+    """
+    report: dict[str, Any] = {}
+    try:
+        # The file itself takes its place last: where it is new, so is the report.
+        with replacing(path) as file, replacing(report_path) as report_file:
+            yield file, report
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            report_file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
 def _pieces(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -18,11 +17,10 @@ from tqdm import tqdm
 
 from pyg_dim import __version__
 from pyg_dim.data import keys
-from pyg_dim.data.replacing import replacing
-from pyg_dim.data.report import LeftOut, printable
+from pyg_dim.data.report import printable
 from pyg_dim.data.sources.base import ID_COLUMNS
-from pyg_dim.embedding import REPORT, device_of, finite_rows, open_batches, require_target
-from pyg_dim.training.checkpoints import crystal_options, read_checkpoint
+from pyg_dim.embedding import REPORT, device_of, finite_rows, open_batches, require_target, written_with_report
+from pyg_dim.training.checkpoints import read_checkpoint
 from pyg_dim.training.devices import Accelerator
 from pyg_dim.training.predictors import predictor_of
 
@@ -36,7 +34,7 @@ _WRITERS: Final[dict[str, Callable[[pd.DataFrame, Path], Any]]] = {
 
 
 def predict(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     model: str | Path,
     out: str | Path | None = None,
     batch_sites: int = 1200,
@@ -49,7 +47,7 @@ def predict(
     Crystals that cannot be used are left out; warnings tell of them, and a report beside ``out`` names each.
 
     Args:
-        sources: what :func:`pyg_dim.data.load_dataset` takes; of several, what ``pyg-dim import`` takes.
+        sources: path of what :func:`pyg_dim.data.load_dataset` takes; of several, what ``pyg-dim import`` takes.
         model: checkpoint of a run with the objective ``supervised``, alone or among others.
         out: file to write, ``.csv`` or ``.parquet``; its report has ``.report.json`` behind the name. None for none.
         batch_sites: sites that are computed at a time.
@@ -63,54 +61,47 @@ def predict(
 
     Raises:
         FileNotFoundError: no such source, checkpoint or folder to write to.
-        ValueError: a checkpoint that has learned no label, a source that cannot be read or has no usable crystal, a
-            file that is there already, another ending, or a disk that is full.
+        ValueError: a checkpoint that has learned no label, a source that is no path, cannot be read or has no usable
+            crystal, predictions without a finite number, a file that is there already, another ending, no such
+            accelerator, or a disk that is full.
     """
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    if strange := [source for source in sources if not isinstance(source, str | Path)]:
+        raise ValueError(f"sources are paths of files, not {type(strange[0]).__name__}: write crystals to files first")
     path = None if out is None else Path(out)
     if path is not None:
         require_target(path, sources, overwrite, _WRITERS)
     checkpoint = read_checkpoint(model)
-    predictor = predictor_of(checkpoint, model)
-    limit, oxidation = crystal_options(checkpoint, model)
+    predictor, encoder = predictor_of(checkpoint, model)
     device = device_of(accelerator)
-    predictor.encoder.set_kernels(device.type == "cpu")  # type: ignore[operator]
-    dtype = predictor.scale.dtype
-    limit = limit if max_sites is None else max_sites
-    loader, ids, source = open_batches(
-        sources, model, predictor.encoder, limit, oxidation, dtype, batch_sites, device  # type: ignore[arg-type]
-    )  # fmt: skip
+    loader, ids, source = open_batches(sources, checkpoint, model, encoder, batch_sites, device, max_sites)
     predictor.to(device)
-    values = torch.zeros(len(ids), len(predictor.targets), dtype=dtype)
+    values = predictor.scale.new_zeros(len(ids), len(predictor.targets), device="cpu")
     with torch.no_grad(), closing(loader.batches(0)) as batches:
         for batch in tqdm(batches, total=len(loader), desc="predict", unit="batch", disable=None):
             # A copy, since PyG changes a batch in place.
             values[batch[keys.ROW].cpu()] = predictor.predict(copy(batch).to(device)).cpu()
     kept, values, faults = finite_rows(ids, values)
+    if not len(kept):
+        raise ValueError(f"{model} predicts no finite number, for no crystal")
     left_out = [*source.left_out, *faults]
-    columns = dict(zip(predictor.targets, values.numpy().T, strict=True))
-    table = pd.DataFrame({ID_COLUMNS[0]: kept.to_pylist(), **columns})
+    table = pd.DataFrame(
+        {ID_COLUMNS[0]: kept.to_pylist()} | dict(zip(predictor.targets, values.numpy().T, strict=True))
+    )
+    where = ""
     if path is not None:
-        _write(table, path, {"model": str(model), "version": __version__, "source": source.source}, left_out)
-    if left_out:
-        where = "" if path is None else f"; {printable(str(_report_path(path)))} names each"
-        _logger.warning("%d crystals were left out (%s)%s", len(left_out), printable(str(left_out[0])), where)
-    return table
-
-
-def _report_path(path: Path) -> Path:
-    return path.with_name(path.name + REPORT)
-
-
-def _write(table: pd.DataFrame, path: Path, about: dict[str, Any], left_out: Sequence[LeftOut]) -> None:
-    report = {**about, "predicted": len(table), "rejected": [*map(asdict, left_out)]}
-    try:
-        # The file itself takes its place last: where it is new, so is the report.
-        with replacing(path) as file, replacing(_report_path(path)) as report_file:
+        report_path = path.with_name(path.name + REPORT)
+        with written_with_report(path, report_path) as (file, report):
             _WRITERS[path.suffix](table, file)
-            text = json.dumps(report, indent=1, ensure_ascii=False)
-            report_file.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+            report |= {
+                "model": str(model), "targets": predictor.targets, "version": __version__, "source": source.source,
+                "read": source.num_read, "predicted": len(table), "notes": source.all_notes(),
+                "rejected": [*map(asdict, left_out)],
+            }  # fmt: skip
+        where = f"; {printable(str(report_path))} names each"
+    if left_out:
+        _logger.warning("crystals left out: %d (%s)%s", len(left_out), printable(str(left_out[0])), where)
+    return table
 
 
 def predict_command(arguments: Sequence[str], prog: str) -> int:

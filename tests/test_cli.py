@@ -356,3 +356,12 @@ def test_a_run_that_starts_from_an_encoder_has_its_architecture_and_options(tmp_
     assert (chosen.model, chosen.encoder["site_channels"], chosen.encoder["cutoff"]) == ("cgcnn", 16, 5.0)
     assert main(["train", f"--init={path}", "--model=sitenet"]) == 1
     assert "holds a cgcnn encoder, but this run is to train sitenet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["5", "[a]", "{a: 1}"])
+def test_a_file_of_options_whose_encoder_is_no_text_is_refused(tmp_path, capsys, value):
+    (tmp_path / "run.yaml").write_text(f"init: {value}\n")
+    with pytest.raises(SystemExit) as stop:
+        parse_train([f"--config={tmp_path / 'run.yaml'}"])
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 import pyg_dim
+from pyg_dim import export
 from pyg_dim.cli import main
 from pyg_dim.data import CrystalLoader, load_dataset
 from pyg_dim.data.prototypes import decorated_prototypes
@@ -39,7 +42,7 @@ def folder(crystals, tmp_path_factory):
     kinds = {
         "alone": ["--objective=supervised", "--target=gap,energy"],
         "robust": ["--objective=supervised", "--target=gap", "--loss=robust_l1", "--head=residual"],
-        "beside": ["--objective=fingerprint+supervised", "--target=gap"],
+        "beside": ["--objective=fingerprint + supervised", "--target=gap"],
         "crystals": ["--objective=fingerprint"],
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -61,12 +64,12 @@ def test_predictions_are_those_of_the_objective_that_was_trained(crystals, name,
     assert found.columns.tolist() == ["immutable_id", *targets]
     dataset = load_dataset(crystals)
     assert found["immutable_id"].tolist() == dataset.ids.to_pylist()
-    predictor = predictor_of(read_checkpoint(path), path)
+    predictor, encoder = predictor_of(read_checkpoint(path), path)
     state = torch.load(path, weights_only=True)["state_dict"]
     prefix = "objective.parts.supervised." if name == "beside" else "objective."
     for part in ("mean", "scale", "head.1.weight" if name == "robust" else "head.2.weight"):
         assert predictor.state_dict()[part].equal(state[prefix + part])
-    (batch,) = CrystalLoader(dataset, predictor.encoder.graph, 10**6, shuffle=False)
+    (batch,) = CrystalLoader(dataset, encoder.graph, 10**6, shuffle=False)
     with torch.no_grad():
         wanted = predictor.predict(batch)
     np.testing.assert_allclose(found[targets].to_numpy(), wanted.numpy(), rtol=1e-5, atol=1e-5)
@@ -89,7 +92,8 @@ def test_the_command_writes_a_table_and_names_what_it_left_out(folder, ending, c
     report = json.loads((folder / f"{out.name}.report.json").read_text())
     assert report["predicted"] == 1
     assert [item["id"] for item in report["rejected"]] == ["bad"]
-    assert "1 crystals were left out (bad" in capsys.readouterr().out
+    assert report["read"] == 2
+    assert "crystals left out: 1 (bad" in capsys.readouterr().out
     assert main(command) == 1
     assert f"{out.name} exists; --overwrite replaces it" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
@@ -112,21 +116,74 @@ def test_an_encoder_without_labels_predicts_none(crystals, model, capsys):
     assert "ProbeRegressor" in said
 
 
+def test_an_exported_encoder_has_no_head(crystals):
+    export("runs/alone/last.ckpt", "alone.safetensors")
+    with pytest.raises(ValueError, match=r"alone\.safetensors holds the encoder alone"):
+        pyg_dim.predict(crystals, "alone.safetensors")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"head_channels": 10**9}, {"head": "residual"}, {"target": "gap"}, {"head": 3}, {"loss": "robust_l1"}],
     ids=str,
 )
-def test_a_damaged_head_is_refused(crystals, change):
+def test_a_head_that_does_not_fit_its_options_is_refused(crystals, change):
     contents = torch.load("runs/alone/last.ckpt", weights_only=True)
     contents[SECTION]["options"] |= change
     torch.save(contents, "damaged.ckpt")
-    with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: its head cannot be rebuilt"):
+    with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: ('head|'mean|its options make no head)"):
         pyg_dim.predict([crystals], "damaged.ckpt")
 
 
-def test_other_endings_and_missing_files_are_named(crystals):
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1, 100_000), torch.empty(1, 10**9, device="meta"), torch.zeros(1, 64).to_sparse()],
+    ids=["large", "meta", "sparse"],
+)
+def test_a_head_that_claims_to_be_large_takes_no_memory(crystals, tensor):
+    """Two layers of such a width would have gigabytes."""
+    contents = torch.load("runs/robust/last.ckpt", weights_only=True)
+    contents["state_dict"]["objective.head.1.weight"] = tensor
+    contents[SECTION]["options"]["head_channels"] = tensor.size(1)
+    torch.save(contents, "large.ckpt")
+    with pytest.raises(ValueError, match=r"large\.ckpt is damaged"):
+        pyg_dim.predict([crystals], "large.ckpt")
+
+
+def test_a_prediction_that_is_no_number_is_left_out(crystals):
+    contents = torch.load("runs/alone/last.ckpt", weights_only=True)
+    contents["state_dict"]["objective.scale"].fill_(3e38)
+    contents["state_dict"]["objective.head.2.bias"].fill_(1e3)
+    torch.save(contents, "far.ckpt")
+    with pytest.raises(ValueError, match=r"far\.ckpt predicts no finite number"):
+        pyg_dim.predict(crystals, "far.ckpt", "far.csv")
+    assert not Path("far.csv").exists()
+
+
+def test_other_endings_missing_files_and_other_objects_are_named(crystals):
     with pytest.raises(ValueError, match=r"must end with \.csv, \.parquet"):
         pyg_dim.predict([crystals], "runs/alone/last.ckpt", "p.npz")
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         pyg_dim.predict([crystals], "none.ckpt")
+    with pytest.raises(ValueError, match=r"sources are paths of files, not CrystalDataset"):
+        pyg_dim.predict([load_dataset(crystals)], "runs/alone/last.ckpt")
+
+
+def test_larger_crystals_than_those_of_the_training_can_be_asked_for(crystals):
+    sites = load_dataset(crystals).ptr.diff()
+    few = pyg_dim.predict(crystals, "runs/alone/last.ckpt", max_sites=2)
+    assert len(few) == int((sites <= 2).sum()) < len(sites)
+
+
+@pytest.mark.parametrize("size", [0, 200])
+def test_a_full_disk_keeps_the_old_file(crystals, capsys, size):
+    Path("kept.csv").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(ValueError, match=r"cannot write kept\.csv: .*choose another --out"):
+            pyg_dim.predict(crystals, "runs/alone/last.ckpt", "kept.csv", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path("kept.csv").read_text() == "old"
+    assert not Path("kept.csv.tmp").exists()

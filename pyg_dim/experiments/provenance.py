@@ -43,8 +43,8 @@ def keep_to(path: Path, settings: Mapping[str, Any], checksums: Mapping[str, str
         if len(differing) > 1 and TOGETHER in differing:
             differing.remove(TOGETHER)
         raise ValueError(
-            f"{path} tells of a study of other {' and other '.join(differing)}: rows of both would stand in one table; "
-            "choose another --out"
+            f"{path} tells of a study that differs in {' and '.join(differing)}: rows of both would stand in one "
+            "table; choose another --out"
         )
     mine |= sums
     if mine.keys() - known.keys():

@@ -153,6 +153,8 @@ def _require_contents(checkpoint: Any, path: str | Path) -> None:
     ):
         raise ValueError(f"{path} is damaged: it has no parameters of an encoder under 'state_dict'")
     for name, value in state.items():
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or value.is_quantized):
+            raise ValueError(f"{path} is damaged: {name!r} is no plain tensor")
         # By its strides a tensor may claim to be larger than the file that it comes from.
         if isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{path} is damaged: {name!r} has more numbers than the file holds")
@@ -192,7 +194,7 @@ def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
     """
     about = checkpoint[SECTION]
     state = encoder_state(checkpoint)
-    _require_plain(about["encoder"], sum(value.numel() for value in state.values()), path)
+    require_plain_encoder(checkpoint, path)
     try:
         encoder = models.build(about["model"], **about["encoder"])
     except (TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -212,8 +214,21 @@ def encoder_of(checkpoint: Mapping[str, Any], path: str | Path) -> Encoder:
     return encoder.eval()
 
 
+def require_plain_encoder(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse options of an encoder that ask for more memory than its parameters can fill, or that name files.
+
+    Args:
+        checkpoint: contents of the file, from :func:`read_checkpoint`.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: there is such an option.
+    """
+    numbers = sum(value.numel() for value in encoder_state(checkpoint).values())
+    _require_plain(checkpoint[SECTION]["encoder"], numbers, path)
+
+
 def _require_plain(value: Any, limit: int, path: str | Path) -> None:
-    """Refuse options that ask for more memory than the parameters of the file can fill, or that name files."""
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             _require_plain(part, limit, path)

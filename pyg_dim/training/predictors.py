@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from pyg_dim.models import Encoder
 from pyg_dim.objectives.supervised import Supervised
 from pyg_dim.training.checkpoints import SECTION, encoder_of
 from pyg_dim.training.options import TrainOptions
 
 _PREFIXES: Final = ("objective.", "objective.parts.supervised.")
 """Where head and normalisation lie in ``state_dict``: of the objective alone, and among others."""
-_LAST_LAYERS: Final = {"hidden": "head.2.weight", "residual": "head.1.weight"}
 
 
-def predictor_of(checkpoint: Mapping[str, Any], path: str | Path) -> Supervised:
+def predictor_of(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[Supervised, Encoder]:
     """Rebuild what a run with the objective ``supervised``, alone or among others, has learned.
 
     Args:
@@ -23,33 +25,42 @@ def predictor_of(checkpoint: Mapping[str, Any], path: str | Path) -> Supervised:
         path: the file, for messages.
 
     Returns:
-        The objective on the CPU, in evaluation mode, with the kernels of its encoder on where they serve; its
-        ``predict`` gives labels in their units.
+        The objective on the CPU, in evaluation mode, whose ``predict`` gives labels in their units; and its encoder,
+        with kernels on where they serve.
 
     Raises:
         ValueError: a run without labels, an encoder alone, or a damaged file; the message says what to do.
     """
-    state = checkpoint["state_dict"]
-    prefix = next((prefix for prefix in _PREFIXES if f"{prefix}scale" in state), None)
-    saved = checkpoint[SECTION]["options"]
-    if prefix is None or "supervised" not in str(saved.get("objective")).split("+"):
+    encoder = encoder_of(checkpoint, path)
+    try:
+        options = TrainOptions.from_dict(checkpoint[SECTION]["options"])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} has options that this version does not know: {error}") from error
+    if "supervised" not in options.objectives:
         raise ValueError(
             f"{path} has learned from crystals alone and predicts no label: train it on labels (pyg-dim train "
             "--objective supervised --init ...), or fit a ProbeRegressor on its vectors"
         )
-    encoder = encoder_of(checkpoint, path)
+    prefix = _PREFIXES[len(options.objectives) > 1]
+    state = checkpoint["state_dict"]
+    if f"{prefix}scale" not in state:
+        raise ValueError(f"{path} holds the encoder alone, without what predicts labels: give a checkpoint of the run")
     try:
-        options = TrainOptions.from_dict(saved)
-        # Before layers of such a width are made.
-        width = state[prefix + _LAST_LAYERS[options.head]].shape[-1]
-        if width != options.head_channels:
-            raise ValueError(f"its head is {width} wide, and its options say {options.head_channels}")
-        predictor = Supervised(encoder, options.targets, options.loss, options.head_channels, head=options.head)
-        predictor.to(next(encoder.parameters()).dtype)
-        own = {name: state[prefix + name] for name in predictor.state_dict() if not name.startswith("encoder.")}
-        predictor.load_state_dict(predictor.state_dict() | own)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its head cannot be rebuilt: {str(error).splitlines()[0]}") from error
-    if broken := [name for name in own if not own[name].isfinite().all()]:
-        raise ValueError(f"{path}: {broken[0]!r} holds values that are no finite numbers")
-    return predictor.eval()
+        # Without memory: how wide its layers are is the word of a file.
+        with torch.device("meta"):
+            predictor = Supervised(encoder, options.targets, options.loss, options.head_channels, head=options.head)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its options make no head: {str(error).splitlines()[0]}") from error
+    wanted = {name: value for name, value in predictor.state_dict().items() if not name.startswith("encoder.")}
+    for name, value in wanted.items():
+        found = state.get(prefix + name)
+        if found is None or found.shape != value.shape:
+            there = "nothing" if found is None else f"numbers of the shape {[*found.shape]}"
+            raise ValueError(
+                f"{path} is damaged: {name!r} should have the shape {[*value.shape]}, and there is {there}"
+            )
+        if not found.isfinite().all():
+            raise ValueError(f"{path}: {name!r} holds values that are no finite numbers")
+    own = {name: state[prefix + name] for name in wanted}
+    predictor.load_state_dict(own, strict=False, assign=True)
+    return predictor.eval(), encoder

@@ -118,14 +118,14 @@ def test_another_setting_is_not_added_to_a_table(finished, parquet, tmp_path, ca
     assert "choose another --out" in capsys.readouterr().err
     assert main([*command, "--val-fraction", "0.4"]) == 1
     said = capsys.readouterr().err
-    assert "transfer.json tells of a study of other parts (which crystals are the test): rows of both" in said
+    assert "transfer.json tells of a study that differs in parts (which crystals are the test): rows of both" in said
     told = json.loads((tmp_path / "transfer.json").read_text())
     assert {"crystals", "labels", "checkpoint tiny"} <= told.keys()
     # A folder of the first versions has one checksum for all.
     old = {name: told[name] for name in ("target", "seed", "crystals, labels and parts")}
     (tmp_path / "transfer.json").write_text(json.dumps(old))
     assert main([*command, "--val-fraction", "0.4"]) == 1
-    assert "of other crystals, labels and parts:" in capsys.readouterr().err
+    assert "differs in crystals, labels and parts:" in capsys.readouterr().err
     assert main(command) == 0
 
 

@@ -22,9 +22,9 @@ def test_what_differs_is_told_without_its_checksum(tmp_path):
     path, sums = tmp_path / "study.json", {"crystals": "0a", "labels": "0b", TOGETHER: "0c"}
     keep_to(path, {"seed": 0}, sums)
     keep_to(path, {"seed": 0}, sums)
-    with pytest.raises(ValueError, match=r"tells of a study of other crystals and other labels: rows of both"):
+    with pytest.raises(ValueError, match=r"tells of a study that differs in crystals and labels: rows of both"):
         keep_to(path, {"seed": 0}, {"crystals": "1a", "labels": "1b", TOGETHER: "1c"})
-    with pytest.raises(ValueError, match=f"of other {TOGETHER}:"):
+    with pytest.raises(ValueError, match=f"differs in {TOGETHER}:"):
         keep_to(path, {}, {TOGETHER: "1c"})
 
 

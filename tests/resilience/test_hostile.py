@@ -219,6 +219,8 @@ HOSTILE_OPTIONS = {
     "a file to read": ("encoder", {"elements": "/etc/passwd.csv"}),
     "an option of another name": ("encoder", {"__class__": "os.system"}),
     "more memory than there is": ("encoder", {"site_channels": 10**12}),
+    "more memory than the file fills": ("encoder", {"site_channels": 200_000}),
+    "more layers than the file has": ("encoder", {"blocks": 10**9}),
 }
 
 
@@ -235,6 +237,7 @@ def test_options_in_a_checkpoint(faults, run, parquet, capsys, name):
         refuses(lambda: load_encoder("hostile.ckpt"))
     for arguments in (
         ["train", "--resume", "hostile.ckpt", "--epochs=5"],
+        ["train", "--init", "hostile.ckpt", "--data", str(parquet)],
         ["embed", str(parquet), "--model", "hostile.ckpt", "--out", "e.csv"],
     ):
         with faults.injected_into("options in a checkpoint", CODE), nothing_runs():
