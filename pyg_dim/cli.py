@@ -226,8 +226,8 @@ def _import_parser(prog: str) -> argparse.ArgumentParser:
 def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainOptions:
     """Read the options of a run from flags, a YAML file and a checkpoint, in this order of weight.
 
-    A checkpoint to resume gives all options; an encoder to start from (``--init``) its architecture, its options and how
-    it saw crystals.
+    A checkpoint to resume gives all options. An encoder to start from (``--init``) gives its architecture, its options
+    and how it saw crystals.
 
     Args:
         arguments: flags.
