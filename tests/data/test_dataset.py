@@ -256,5 +256,5 @@ def test_graphs_and_false_samples_leave_them_alone(dataset, marked, key, graph):
     for make in (transplant, permutation):
         expected, made = (make(b, generator=torch.Generator().manual_seed(0)).batch for b in (bare, batch))
         assert torch.equal(made[key], batch[key])
-        for key in set(expected.keys()) - {"max_sites"}:
-            assert torch.equal(made[key], expected[key]), key
+        for other in set(expected.keys()) - {"max_sites"}:
+            assert torch.equal(made[other], expected[other]), other
