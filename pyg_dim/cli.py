@@ -262,7 +262,10 @@ def parse_train(arguments: Sequence[str], prog: str = "pyg-dim train") -> TrainO
     model = first["model"] or saved.get("model") or TrainOptions.model
     parser = _train_parser(model, prog)
     if saved:
-        parser.set_defaults(_known(parser, saved))
+        known = _known(parser, saved)
+        parser.set_defaults(known)
+        if lost := [name for name in saved["encoder"] if f"encoder.{name}" not in known]:
+            _logger.warning("%s has options that %s does not have here: %s", source, model, ", ".join(lost))
     chosen = parser.parse_args(list(arguments))
     if fault := objective_fault(chosen.objective):
         parser.error(f"argument --objective: {fault}")

@@ -345,7 +345,7 @@ def test_two_processes_share_a_run(arguments, tmp_path):
     assert (tmp_path / "runs" / "run" / "summary.csv").stat().st_mtime >= began - 1
 
 
-def test_a_run_that_starts_from_an_encoder_has_its_architecture_and_options(tmp_path, capsys):
+def test_a_run_that_starts_from_an_encoder_has_its_architecture_and_options(tmp_path, capsys, caplog):
     """What is given besides wins, and what cannot fit is still refused."""
     chosen = parse_train(["--init=sitenet-dim", "--objective=supervised", "--target=gap"])
     assert (chosen.model, chosen.init, chosen.lr) == ("sitenet", "sitenet-dim", TrainOptions.lr)
@@ -354,6 +354,11 @@ def test_a_run_that_starts_from_an_encoder_has_its_architecture_and_options(tmp_
     export(models.build("cgcnn", site_channels=16, convolutions=1), path)
     chosen = parse_train([f"--init={path}", "--encoder.cutoff=5.0"])
     assert (chosen.model, chosen.encoder["site_channels"], chosen.encoder["cutoff"]) == ("cgcnn", 16, 5.0)
+    contents = read_checkpoint(path)
+    contents["pyg_dim"]["encoder"]["later"] = 3
+    torch.save(contents, tmp_path / "later.ckpt")
+    assert parse_train([f"--init={tmp_path / 'later.ckpt'}"]).encoder == parse_train([f"--init={path}"]).encoder
+    assert "later.ckpt has options that cgcnn does not have here: later" in caplog.text
     assert main(["train", f"--init={path}", "--model=sitenet"]) == 1
     assert "holds a cgcnn encoder, but this run is to train sitenet" in capsys.readouterr().err
 
