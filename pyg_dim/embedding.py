@@ -351,6 +351,19 @@ def require_target(
         raise ValueError(f"{out} exists; --overwrite replaces it" + (", --resume keeps it" if is_part else ""))
 
 
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what commands share that let an encoder see crystals and write a file.
+
+    Args:
+        parser: of the command.
+    """
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="what --data of pyg-dim train takes, or several")
+    parser.add_argument("--batch-sites", type=int, default=1200, help="sites that are computed at a time")
+    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto", help="gpu is CUDA")
+    parser.add_argument("--max-sites", type=int, help="sites of the largest primitive cell; by default as in training")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file and its report")
+
+
 def embed_command(arguments: Sequence[str], prog: str) -> int:
     """Run ``pyg-dim embed``.
 
@@ -366,7 +379,6 @@ def embed_command(arguments: Sequence[str], prog: str) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Turn crystals into the vectors of a frozen encoder.",
     )
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="what --data of pyg-dim train takes, or several")
     parser.add_argument(
         "--model",
         required=True,
@@ -376,10 +388,7 @@ def embed_command(arguments: Sequence[str], prog: str) -> int:
         "--out", required=True, metavar="FILE", help=f"file to write: {', '.join(FILES)}; with --shard a folder"
     )
     parser.add_argument("--readout", choices=get_args(Readout), help="vectors; by default those of the encoder")
-    parser.add_argument("--batch-sites", type=int, default=1200, help="sites that are computed at a time")
-    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto", help="gpu is CUDA")
-    parser.add_argument("--max-sites", type=int, help="sites of the largest primitive cell; by default as in training")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file and its report")
+    add_source_flags(parser)
     parser.add_argument(
         "--shard",
         metavar="K/N",

@@ -9,7 +9,7 @@ from contextlib import closing
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import pandas as pd
 import torch
@@ -19,7 +19,15 @@ from pyg_dim import __version__
 from pyg_dim.data import keys
 from pyg_dim.data.report import printable
 from pyg_dim.data.sources.base import ID_COLUMNS
-from pyg_dim.embedding import REPORT, device_of, finite_rows, open_batches, require_target, written_with_report
+from pyg_dim.embedding import (
+    REPORT,
+    add_source_flags,
+    device_of,
+    finite_rows,
+    open_batches,
+    require_target,
+    written_with_report,
+)
 from pyg_dim.training.checkpoints import read_checkpoint
 from pyg_dim.training.devices import Accelerator
 from pyg_dim.training.predictors import predictor_of
@@ -44,7 +52,8 @@ def predict(
 ) -> pd.DataFrame:
     """Predict the labels that an encoder was trained on.
 
-    Crystals that cannot be used are left out; warnings tell of them, and a report beside ``out`` names each.
+    Crystals that cannot be used are left out; a warning counts them, and a report beside ``out`` and
+    ``attrs["left_out"]`` of the table name each.
 
     Args:
         sources: path of what :func:`pyg_dim.data.load_dataset` takes; of several, what ``pyg-dim import`` takes.
@@ -99,6 +108,7 @@ def predict(
                 "rejected": [*map(asdict, left_out)],
             }  # fmt: skip
         where = f"; {printable(str(report_path))} names each"
+    table.attrs["left_out"] = [*map(asdict, left_out)]
     if left_out:
         _logger.warning("crystals left out: %d (%s)%s", len(left_out), printable(str(left_out[0])), where)
     return table
@@ -119,13 +129,9 @@ def predict_command(arguments: Sequence[str], prog: str) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Predict the labels that an encoder was trained on (pyg-dim train --objective supervised).",
     )
-    parser.add_argument("source", nargs="+", metavar="SOURCE", help="what --data of pyg-dim train takes, or several")
     parser.add_argument("--model", required=True, metavar="CKPT", help="checkpoint of a run on labels")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {', '.join(_WRITERS)}")
-    parser.add_argument("--batch-sites", type=int, default=1200, help="sites that are computed at a time")
-    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="auto", help="gpu is CUDA")
-    parser.add_argument("--max-sites", type=int, help="sites of the largest primitive cell; by default as in training")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file and its report")
+    add_source_flags(parser)
     chosen = vars(parser.parse_args(arguments))
     table = predict(chosen.pop("source"), **chosen)
     _logger.info("%d crystals, %s: %s", len(table), ", ".join(table.columns[1:]), printable(chosen["out"]))

@@ -93,6 +93,7 @@ def test_the_command_writes_a_table_and_names_what_it_left_out(folder, ending, c
     assert report["predicted"] == 1
     assert [item["id"] for item in report["rejected"]] == ["bad"]
     assert report["read"] == 2
+    assert pyg_dim.predict("cifs", "runs/alone/last.ckpt").attrs["left_out"] == report["rejected"]
     assert "crystals left out: 1 (bad" in capsys.readouterr().out
     assert main(command) == 1
     assert f"{out.name} exists; --overwrite replaces it" in capsys.readouterr().err
