@@ -188,3 +188,20 @@ def test_a_full_disk_keeps_the_old_file(crystals, capsys, size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert Path("kept.csv").read_text() == "old"
     assert not Path("kept.csv.tmp").exists()
+
+
+def test_vectors_of_the_elements_are_handed_on_with_the_encoder(capsys):
+    """They were read from a file that the second run is not told; its untrained encoder has them, too."""
+    names = ["Na", "Cl", "K", "Br", "Li", "F", "Mg", "O", "Ca", "Al"]
+    Path("elements.csv").write_text("".join(f"{name},{k / 10},{1 - k / 10}\n" for k, name in enumerate(names)))
+    formulas = [
+        f"{a}{k}{x}" for a in ("Na", "K", "Li", "Mg", "Ca", "Al") for x in ("Cl", "Br", "F", "O") for k in (1, 2)
+    ]
+    pd.DataFrame({"formula": formulas, "y": range(len(formulas))}).to_csv("g.csv", index=False)
+    first = ["--model=roost", "--encoder.elements=elements.csv", "--objective=fingerprint", "--data=g.csv"]
+    assert main(["train", *first, "--name=first", *FLAGS]) == 0
+    capsys.readouterr()
+    second = ["--init=runs/first/last.ckpt", "--objective=supervised", "--target=y", "--data=g.csv"]
+    assert main(["train", *second, "--name=second", *FLAGS]) == 0
+    assert "Training lowered the error in" in capsys.readouterr().out
+    assert len(pyg_dim.predict("g.csv", "runs/second/last.ckpt")) == len(formulas)

@@ -165,9 +165,6 @@ def prepare_encoder(options: TrainOptions) -> tuple[models.Encoder, dict[str, Te
     if options.init is not None:
         checkpoint = read_checkpoint(options.init)
         load_encoder_state(encoder, checkpoint, options.init)
-        # Vectors of the elements that were read from a file are given, not trained.
-        given = [name for name, _ in encoder.named_buffers() if untrained[name].isnan().any()]
-        untrained |= {name: encoder.get_buffer(name).clone() for name in given}
         # Shapes tell of some options only: with another cutoff the parameters fit, but the crystals look different.
         if changed := changed_options(encoder, checkpoint):
             _logger.warning("--init %s was trained with other options: %s", options.init, "; ".join(changed))
