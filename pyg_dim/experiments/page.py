@@ -14,7 +14,7 @@ from pyg_dim.evaluate.formatting import fill, markdown_row, number, replace_file
 from pyg_dim.evaluate.regressors import AUTO, BLEND, DUMMY, LEAST_SQUARES, NETWORK
 from pyg_dim.evaluate.statistics import FEWEST, Paired, paired
 from pyg_dim.experiments.features import MAGPIE, WITH_MAGPIE
-from pyg_dim.experiments.reproduce import ABLATION, MATBENCH, REPRESENTATIONS, TRANSFER
+from pyg_dim.experiments.reproduce import ABLATION, LEVER, MATBENCH, REPRESENTATIONS, TRANSFER, TUNING
 from pyg_dim.experiments.study import FORMATION, MORE, PHONONS, Study
 from pyg_dim.experiments.transferring import RANDOM
 
@@ -90,6 +90,10 @@ def _sections(study: Study) -> Iterator[tuple[str, str]]:
     yield MORE, _more(shown)
     ablated = probes[probes["study"] == ABLATION]
     yield ABLATION, "\n\n".join(_ablation(ablated))
+    levers = probes[probes["study"] == LEVER]
+    yield LEVER, "\n\n".join(_against(levers, "features", "combined", "full readout, probe: blend"))
+    options = transfer[transfer["study"] == TUNING]
+    yield TUNING, "\n\n".join(_against(options, "start", "combined", "fine-tuned"))
     tuned = transfer[transfer["study"] == TRANSFER]
     yield "claims", _claims(shown, ablated, tuned)
     yield TRANSFER, "\n\n".join(transfer_text(tuned))
@@ -264,17 +268,22 @@ def transfer_text(rows: pd.DataFrame) -> Iterator[str]:
     Yields:
         A title and a Markdown table for each task.
     """
+    yield from _against(rows, "start", RANDOM, "fine-tuned")
+
+
+def _against(rows: pd.DataFrame, column: str, base: str, how: str) -> Iterator[str]:
+    """A title and a table for each task: the errors of all methods of a column, and each but the base against this."""
     for task, mine, sizes in _of_tasks(rows):
-        yield _title(task, mine) + f"; fine-tuned; median [quartiles], against {RANDOM} (new parameters)"
+        yield f"{_title(task, mine)}; {how}; median [quartiles], against {base}"
         table = []
-        for name in mine["start"].drop_duplicates():
+        for name in mine[column].drop_duplicates():
             cells = []
             for n in sizes:
                 cell = mine[mine["n"] == n]
-                found = None if name == RANDOM else _compared(cell, {"start": name}, {"start": RANDOM})
-                cells.append(_spread(_errors(cell, start=name)) + (f"; {_told(found)}" if found else ""))
+                found = None if name == base else _compared(cell, {column: name}, {column: base})
+                cells.append(_spread(_errors(cell, **{column: name})) + (f"; {_told(found)}" if found else ""))
             table.append([name, *cells])
-        yield markdown_table(["start", *(f"n = {n}" for n in sizes)], table)
+        yield markdown_table([column, *(f"n = {n}" for n in sizes)], table)
 
 
 def _matbench(probes: pd.DataFrame, transfer: pd.DataFrame) -> str:

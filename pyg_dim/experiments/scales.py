@@ -19,6 +19,7 @@ class Scale:
         more_epochs: Of pre-training on more crystals.
         ablation_crystals: Crystals drawn for the ablation, four fifths of which are in the training fold; None for all.
         ablation_epochs: Their epochs.
+        lever_epochs: Epochs of the encoders that differ in one lever, on as many crystals.
         supervised_epochs: Epochs of the supervised model of another target.
         draws: Label subsets for each number of labels, of probes.
         transfer_draws: The same, of fine-tuning.
@@ -31,6 +32,7 @@ class Scale:
     more_epochs: int
     ablation_crystals: int | None
     ablation_epochs: int
+    lever_epochs: int
     supervised_epochs: int
     draws: int
     transfer_draws: int
@@ -39,9 +41,9 @@ class Scale:
 
 
 SCALES: Final = {
-    "smoke": Scale(100, 1, 1, 40, 1, 1, 2, 1, 1500, 40),
-    "small": Scale(None, 36, 12, 12_500, 4, 4, 20, 12, 4000, 2000),
-    "full": Scale(None, 100, 36, None, 12, 12, 100, 12, None, 10_000),
+    "smoke": Scale(100, 1, 1, 40, 1, 1, 1, 2, 1, 1500, 40),
+    "small": Scale(None, 36, 12, 12_500, 4, 8, 4, 20, 12, 4000, 2000),
+    "full": Scale(None, 100, 36, None, 12, 36, 12, 100, 12, None, 10_000),
 }
 """By name; "smoke" shows in minutes that all of it runs, and its numbers mean nothing."""
 
@@ -63,6 +65,15 @@ ABLATIONS: Final[dict[str, dict[str, Any]]] = {
     "all, joint levels": {"isolate": False},
 }
 """What differs from ``dim``, by name."""
+LEVERS: Final[dict[str, dict[str, Any]]] = {
+    "combined": {},
+    "no fingerprints": {"objective": "deep_infomax"},
+    "no Deep InfoMax": {"objective": "fingerprint"},
+    "and Barlow Twins": {"objective": "deep_infomax+fingerprint+barlow_twins"},
+    "narrow": {"encoder": {"tolerance": 1e-4}},
+    "two blocks": {"encoder": _WIDE | {"blocks": 2}},
+}
+"""What differs from ``combined``, by name."""
 
 FINE_TUNING: Final = {
     50: FineTuneOptions(epochs=60, patience=15, batch_sites=240, readout="full"),
@@ -71,6 +82,14 @@ FINE_TUNING: Final = {
     1000: FineTuneOptions(epochs=40, patience=10, batch_sites=960, readout="full"),
 }
 """By number of labels, the same for all starts; patience, not the number of epochs, ends most fits."""
+TUNING_LEVERS: Final[dict[str, dict[str, Any]]] = {
+    "combined": {},
+    "head first": {"frozen_epochs": 10},
+    "kept Deep InfoMax": {"dim_weight": 0.1},
+    "one learning rate": {"encoder_lr": 1e-3},
+    "global readout": {"readout": "global"},
+}
+"""What differs from :data:`FINE_TUNING`, by name."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pyg_dim.data.index_sets import save_index_sets
 from pyg_dim.data.splits import split
 from pyg_dim.experiments.folds import Fold, make_fold
 from pyg_dim.experiments.provenance import keep_to
-from pyg_dim.experiments.scales import ABLATIONS, RECIPES, Scale
+from pyg_dim.experiments.scales import ABLATIONS, LEVERS, RECIPES, Scale
 from pyg_dim.experiments.tasks import Task, cross_task, fold_task
 from pyg_dim.experiments.workspace import Workspace
 
@@ -80,6 +80,11 @@ class Study(Workspace):
         """
         return [self._task(name) for name in names]
 
+    def development_tasks(self) -> list[Task]:
+        """Formation energy and band gap, measured on the held-out part of the training fold instead of the test."""
+        fold, pool = self.fold, self.scale.pool
+        return [fold_task(name, self.crystals, name, fold.train, fold.dev, pool) for name in (FORMATION, GAP)]
+
     def _task(self, name: str) -> Task:
         if name == PHONONS:
             return cross_task(name, self.phonon_crystals, name, "matbench" if self.split == "random" else "formula")
@@ -131,6 +136,18 @@ class Study(Workspace):
         changes = {"limit": self.scale.ablation_crystals, "epochs": self.scale.ablation_epochs}
         folder = f"ablation-{name}".replace(", ", "-").replace(" ", "-").replace("+", "-")
         return self.run(folder, **(RECIPES["dim"] | changes | ABLATIONS[name]))
+
+    def levered(self, name: str) -> Path:
+        """Checkpoint of an encoder that differs from ``combined`` in one lever, on fewer crystals.
+
+        Args:
+            name: A key of :data:`~pyg_dim.experiments.scales.LEVERS`.
+
+        Returns:
+            The checkpoint.
+        """
+        changes = {"limit": self.scale.ablation_crystals, "epochs": self.scale.lever_epochs}
+        return self.run(f"lever-{name}".replace(" ", "-"), **(RECIPES["combined"] | changes | LEVERS[name]))
 
     def supervised(self, target: str) -> Path:
         """Checkpoint of a model that was trained on all labels of the training fold.

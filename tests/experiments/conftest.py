@@ -96,8 +96,8 @@ def study(parquet, tmp_path, monkeypatch) -> Study:
     for name in RECIPES:
         monkeypatch.setitem(RECIPES, name, tiny | {"encoder": dict(TINY)})
     scale = Scale(
-        crystals=None, epochs=1, more_epochs=1, ablation_crystals=40, ablation_epochs=1, supervised_epochs=1, draws=2,
-        transfer_draws=1, pool=40, tsne_crystals=11,
+        crystals=None, epochs=1, more_epochs=1, ablation_crystals=40, ablation_epochs=1, lever_epochs=1,
+        supervised_epochs=1, draws=2, transfer_draws=1, pool=40, tsne_crystals=11,
     )  # fmt: skip
     return Study(data=str(parquet), phonons=str(parquet), directory=tmp_path / "out", scale=scale)
 

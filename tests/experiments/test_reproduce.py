@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pyg_dim.evaluate.regressors import BLEND, DUMMY, LEAST_SQUARES, RIDGE
 from pyg_dim.experiments import reproduce, workspace
@@ -14,7 +16,7 @@ from pyg_dim.experiments.features import MAGPIE
 from pyg_dim.experiments.page import write_tables
 from pyg_dim.experiments.reproduce import FIGURES, MIXTURES
 from pyg_dim.experiments.scales import RECIPES
-from pyg_dim.experiments.study import FORMATION, GAP, MORE
+from pyg_dim.experiments.study import FORMATION, GAP, MORE, PHONONS
 from pyg_dim.training.finetune import FineTuneOptions
 
 _COMBINED = {MORE: "combined"}
@@ -69,6 +71,37 @@ def test_figure_11_has_a_row_for_every_ablation(small):
     frame = small.probe_table().read()
     assert set(frame["features"]) == {"all", "other", "untrained"}
     assert set(frame["probe"]) == {LEAST_SQUARES, RIDGE}
+
+
+def test_levers_are_compared_with_the_recipe_that_they_change(small, monkeypatch, tmp_path):
+    of_encoders = {"combined": {}, "no fingerprints": {"objective": "deep_infomax"}}
+    for module in (reproduce, study_module):
+        monkeypatch.setattr(module, "LEVERS", of_encoders)
+    monkeypatch.setattr(reproduce, "TUNING_LEVERS", {"combined": {}, "kept Deep InfoMax": {"dim_weight": 0.5}})
+    # Formulas of both prototypes, a third of all: these are not trained on.
+    table = pq.read_table(small.data).take([*range(20), *range(60, 80)])
+    pq.write_table(table.append_column(PHONONS, table[FORMATION]), tmp_path / "phonons.parquet")
+    small = dataclasses.replace(small, phonons=str(tmp_path / "phonons.parquet"), split="formula")
+    (energy, gap), fold = small.development_tasks(), small.fold
+    for task in (energy, gap):
+        ((train, test),) = task.folds
+        assert test.equal(fold.dev)
+        assert torch.isin(train, fold.train).all()
+    FIGURES["levers"](small)
+    frame = small.probe_table().read()
+    assert set(frame["features"]) == {*of_encoders}
+    assert set(frame["task"]) == {FORMATION, GAP, PHONONS}
+    assert set(frame["probe"]) == {BLEND}
+    FIGURES["tuning-levers"](small)
+    tuned = small.transfer_table().read()
+    assert set(tuned["start"]) == {"combined", "kept Deep InfoMax"}
+    assert set(tuned["n"]) == {10}
+    text = write_tables(small).read_text()
+    for name, lever in (("levers", "no fingerprints"), ("tuning", "kept Deep InfoMax")):
+        section = text.split(f"## {name}-formula\n")[1].split("\n## ")[0]
+        assert section.count(f"| {lever} |") == 3
+        assert "against combined" in section
+    assert len([*small.directory.glob("levers-*-formula.png"), *small.directory.glob("tuning-*-formula.png")]) == 2
 
 
 def test_a_run_that_was_stopped_goes_on(small, monkeypatch):

@@ -74,8 +74,8 @@ def make_small() -> None:
     tiny = {"lr": 1e-2, "batch_sites": 24, "compile": False, "accelerator": "cpu", "encoder": TINY}
     RECIPES["dim"] = tiny
     SCALES["smoke"] = Scale(
-        crystals=None, epochs=2, ablation_crystals=None, ablation_epochs=2, more_epochs=1, supervised_epochs=1, draws=2,
-        transfer_draws=1, pool=None, tsne_crystals=10,
+        crystals=None, epochs=2, ablation_crystals=None, ablation_epochs=2, lever_epochs=1, more_epochs=1,
+        supervised_epochs=1, draws=2, transfer_draws=1, pool=None, tsne_crystals=10,
     )  # fmt: skip
     for module in (study, reproduce):
         module.ABLATIONS = {"all": {}, "other": {"kinds": "other"}}
