@@ -71,7 +71,20 @@ class MedianTrees(ExtraTreesRegressor):
         Returns:
             [m] labels.
         """
-        return np.median([tree.predict(X) for tree in self.estimators_], axis=0)
+        return np.median(self.of_trees(X), axis=0)
+
+    def of_trees(self, X: np.ndarray) -> np.ndarray:
+        """Predict by each tree.
+
+        Args:
+            X: [m, D] features.
+
+        Returns:
+            [T, m] labels.
+        """
+        # In the precision of trees. Their own predict would convert and check all rows anew for each of them.
+        X = np.asarray(X, dtype=np.float32)
+        return np.stack([tree.tree_.predict(X)[:, 0] for tree in self.estimators_])
 
 
 @dataclass(frozen=True)
@@ -308,7 +321,7 @@ def _forest(kind: Callable[..., Any]) -> Callable[..., _Fit]:
 
 def _median_trees(x: np.ndarray, y: np.ndarray, seed: int) -> _Fit:
     model = MedianTrees(TREES, max_features=_tried(x), bootstrap=True, random_state=seed).fit(x, y)
-    own = np.stack([tree.predict(x) for tree in model.estimators_])
+    own = model.of_trees(x)
     for values, drawn in zip(own, model.estimators_samples_, strict=True):
         values[drawn] = np.nan
     # A label that all trees have drawn, as can happen among very few.
