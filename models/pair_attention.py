@@ -40,13 +40,17 @@ class Block(nn.Module):
 
     def finish(self, linear_output: Tensor) -> Tensor:
         """Mish and layer norm of what the linear layer gave, where that was computed in parts."""
-        if self.fused and linear_output.dim() == 2 and self._has_kernel(linear_output):
+        # The second first: a compiler has to be turned away before it meets the search for a library.
+        usable = self.fused and linear_output.dim() == 2 and native.usable(linear_output, self.norm.weight)
+        if usable and self.has_kernel:
             return mish_norm(linear_output, self.norm.weight, self.norm.bias)
         return self.norm(F.mish(linear_output))
 
-    def _has_kernel(self, x: Tensor) -> bool:
-        served = native.serves("mish_norm", x.dtype, CHANNELS=x.size(1))
-        return served and native.usable(x, self.norm.weight)
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the kernel of layer norms serves this width and precision."""
+        weight = self.linear.weight
+        return native.serves("mish_norm", weight.dtype, CHANNELS=weight.size(0))
 
 
 def chain(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
