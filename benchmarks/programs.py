@@ -43,12 +43,16 @@ def fastest(encoder: Encoder) -> None:
     encoder.set_compile(not (on_cpu and encoder.has_kernels))
 
 
+TWO_BLOCKS: Final = {"blocks": 2, "tolerance": 1e-4}
 OURS: Final[dict[str, Switches]] = {
     "eager": Switches(lambda encoder: None),
     "compiled": Switches(lambda encoder: encoder.set_compile(True)),
     "compiled-bf16": Switches(lambda encoder: encoder.set_compile(True), bfloat16=True),
     "fastest": Switches(fastest),
     "symmetry": Switches(fastest, {"tolerance": 1e-4}),
+    "blocks-eager": Switches(lambda encoder: None, TWO_BLOCKS),
+    "blocks-compiled": Switches(lambda encoder: encoder.set_compile(True), TWO_BLOCKS),
+    "blocks-fastest": Switches(fastest, TWO_BLOCKS),
 }
 PUBLISHED: Final = "published"
 FASTEST: Final = "fastest"

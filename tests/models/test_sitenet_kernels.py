@@ -47,6 +47,15 @@ def _exact_softplus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "softplus", lambda t: torch.logaddexp(t, torch.zeros_like(t)))
 
 
+def test_a_compiler_is_turned_away_before_it_meets_a_kernel() -> None:
+    block = pair_attention.Block(16, 16)
+    x = torch.randn(3, 16)
+    expected = block(x)
+    block.fused = True
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+
+
 @pytest.fixture
 def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sites of every call of the kernel of attention."""

@@ -72,8 +72,9 @@ NO_COMPILER = "torch.compile does not work here: training without it (same numbe
         # What is expected: kernels, torch.compile.
         (True, "cpu", {}, None, None, (True, False), 0, []),
         (True, "cpu", {}, "broken", None, (False, False), 0, []),
-        (True, "cpu", {"blocks": 2}, None, None, (True, True), 1, []),
-        (True, "cpu", {"blocks": 2}, None, "broken", (True, False), 1, [NO_COMPILER]),
+        (True, "cpu", {"blocks": 2}, None, None, (True, False), 0, []),
+        (True, "cpu", {"value_hidden": [9]}, None, None, (True, True), 1, []),
+        (True, "cpu", {"value_hidden": [9]}, None, "broken", (True, False), 1, [NO_COMPILER]),
         (True, "cpu", {"estimator": "info_nce"}, None, None, (True, True), 1, []),
         (True, "cpu", {"critic": "bilinear"}, None, None, (True, True), 1, []),
         (True, "cpu", {"precision": "bf16"}, None, None, (True, True), 1, []),
