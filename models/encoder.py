@@ -139,7 +139,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def has_kernels(self) -> bool:
-        """Whether :meth:`set_kernels` serves all heavy steps of this encoder, so that nothing is left to compile."""
+        """Whether steps of this encoder are faster by the kernels of :meth:`set_kernels` than compiled."""
         return True
 
     def set_kernels(self, enabled: bool) -> None:

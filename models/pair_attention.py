@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     def finish(self, linear_output: Tensor) -> Tensor:
         """Mish and layer norm of what the linear layer gave, where that was computed in parts."""
-        # The second first: a compiler has to be turned away before it meets the search for a library.
+        # `usable` first: it turns a compiler away before `has_kernel` looks for a library.
         usable = self.fused and linear_output.dim() == 2 and native.usable(linear_output, self.norm.weight)
         if usable and self.has_kernel:
             return mish_norm(linear_output, self.norm.weight, self.norm.bias)

@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
 from pyg_dim.evaluate.gaussian_process import GaussianProcess
@@ -82,8 +83,8 @@ class MedianTrees(ExtraTreesRegressor):
         Returns:
             [T, m] labels.
         """
-        # In the precision of trees. Their own predict would convert and check all rows anew for each of them.
-        X = np.asarray(X, dtype=np.float32)
+        # Once; the own predict of a tree would check and convert all rows anew.
+        X = validate_data(self, X, dtype=np.float32, reset=False)
         return np.stack([tree.tree_.predict(X)[:, 0] for tree in self.estimators_])
 
 

@@ -19,7 +19,7 @@ def keep_to(path: Path, settings: Mapping[str, Any], checksums: Mapping[str, str
 
     Args:
         path: JSON file beside the tables.
-        settings: Plain values by name; those that an earlier call did not have are added, within a mapping, too.
+        settings: Plain values by name; those that an earlier call did not have are added.
         checksums: Of what is no plain value, by what it is, such as "crystals": a message tells which differ, not the
             values. That of :data:`TOGETHER` is told only where no other differs.
 
@@ -34,7 +34,7 @@ def keep_to(path: Path, settings: Mapping[str, Any], checksums: Mapping[str, str
     if not isinstance(known, dict):
         raise ValueError(f"{path} is damaged, so nobody knows what the tables beside it are of: choose another --out")
     for name, value in mine.items():
-        if name in known and _differs(known[name], value):
+        if known.get(name, value) != value:
             raise ValueError(
                 f"{path} tells of a study with {name} {json.dumps(known[name])}, this one has {json.dumps(value)}: "
                 "rows of both would stand in one table; choose another --out"
@@ -47,14 +47,8 @@ def keep_to(path: Path, settings: Mapping[str, Any], checksums: Mapping[str, str
             "table; choose another --out"
         )
     mine |= sums
-    if (both := known | mine) != known:
-        replace_file(path, json.dumps(both, indent=1) + "\n")
-
-
-def _differs(known: Any, value: Any) -> bool:
-    if isinstance(known, dict) and isinstance(value, dict):
-        return any(_differs(known[name], value[name]) for name in known.keys() & value.keys())
-    return bool(known != value)
+    if mine.keys() - known.keys():
+        replace_file(path, json.dumps(known | mine, indent=1) + "\n")
 
 
 def checksum(path: Path) -> str:

@@ -146,14 +146,15 @@ def levers(study: Study) -> None:
 def tuning_levers(study: Study) -> None:
     """What each option of fine-tuning gives, from one pre-trained encoder, on the crystals of :func:`levers`.
 
+    With the smallest number of labels and the third.
+
     Args:
         study: The experiment.
     """
     tasks = [*study.development_tasks(), *study.tasks((PHONONS,))]
-    table, checkpoint = study.transfer_table(), study.levered("combined")
+    table, checkpoint, draws = study.transfer_table(), study.levered("combined"), study.scale.transfer_draws
     for n in SIZES[::2]:
         starts = {name: Start(checkpoint, True, replace(FINE_TUNING[n], **of)) for name, of in TUNING_LEVERS.items()}
-        draws = study.scale.transfer_draws
         fine_tune_starts(TUNING, tasks, {task.name: starts for task in tasks}, table, (n,), draws, study.workers)
     draw_boxes(study, table.read(), TUNING, "start", [task.name for task in tasks])
 

@@ -19,7 +19,7 @@ class Scale:
         more_epochs: Of pre-training on more crystals.
         ablation_crystals: Crystals drawn for the ablation, four fifths of which are in the training fold; None for all.
         ablation_epochs: Their epochs.
-        lever_epochs: Epochs of the encoders that differ in one lever, on as many crystals.
+        lever_epochs: Epochs of the encoders that differ in one lever, on the crystals of the ablation.
         supervised_epochs: Epochs of the supervised model of another target.
         draws: Label subsets for each number of labels, of probes.
         transfer_draws: The same, of fine-tuning.

@@ -168,7 +168,12 @@ class Study(Workspace):
         Raises:
             ValueError: It holds one of other data or of another scale.
         """
-        settings = {"data": Path(self.data).name, "phonons": Path(self.phonons).name, "scale": asdict(self.scale)}
+        scale = asdict(self.scale)
+        # Younger than the others, and alone: folders from before it are gone on with.
+        levers = scale.pop("lever_epochs")
+        settings = {
+            "data": Path(self.data).name, "phonons": Path(self.phonons).name, "scale": scale, "lever_epochs": levers,
+        }  # fmt: skip
         if self.unlabelled is not None:
             settings["unlabelled"] = Path(self.unlabelled).name
         keep_to(self.directory / "study.json", settings)

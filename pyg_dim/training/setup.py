@@ -186,8 +186,8 @@ def prepare_kernels(options: TrainOptions, encoder: models.Encoder, device: str)
         return
     # Without a C++ compiler there is no torch.compile either, and one warning will do.
     # Kernels leave mixed precision to PyTorch, and serve what is represented without it.
-    served = encoder.has_kernels and options.precision in ("32", "64")
-    wanted = options.compile and not (on_cpu and (served or fault is not None))
+    served = on_cpu and options.compile and options.precision in ("32", "64") and encoder.has_kernels
+    wanted = options.compile and not (served or (on_cpu and fault is not None))
     fault = None
     if wanted:
         _logger.info("torch.compile: the first steps take up to a minute longer; --no-compile does without")

@@ -23,6 +23,7 @@ from pyg_dim.evaluate.regressors import (
     RIDGE,
     RIDGE_STRENGTHS,
     TREES,
+    MedianTrees,
     Prediction,
     best_of,
     blend_of,
@@ -222,6 +223,13 @@ def test_median_trees_predict_medians_of_labels_and_unseen_ones_of_trees_that_di
         ]
         assert len(left) > 10
         np.testing.assert_allclose(found.unseen[row], np.median(left), rtol=1e-12)
+
+
+def test_median_trees_refuse_rows_of_another_width():
+    x, y, x_test, _ = problem(40)
+    model = MedianTrees(5, random_state=0).fit(x, y)
+    with pytest.raises(ValueError, match="4 features"):
+        model.predict(x_test[:, :4])
 
 
 def test_a_plain_forest_is_that_of_scikit_learn():

@@ -18,16 +18,6 @@ def test_the_same_settings_pass_and_others_are_refused(tmp_path):
         keep_to(path, {"checkpoint": "11ff"})
 
 
-def test_a_setting_that_an_earlier_version_did_not_have_is_added_within_a_mapping_too(tmp_path):
-    path = tmp_path / "study.json"
-    keep_to(path, {"scale": {"draws": 20}})
-    keep_to(path, {"scale": {"draws": 20, "epochs": 4}})
-    with pytest.raises(ValueError, match="with scale"):
-        keep_to(path, {"scale": {"draws": 20, "epochs": 5}})
-    with pytest.raises(ValueError, match="with scale"):
-        keep_to(path, {"scale": {"draws": 21}})
-
-
 def test_what_differs_is_told_without_its_checksum(tmp_path):
     path, sums = tmp_path / "study.json", {"crystals": "0a", "labels": "0b", TOGETHER: "0c"}
     keep_to(path, {"seed": 0}, sums)

@@ -107,6 +107,20 @@ def test_deep_infomax(options: str, isolate: bool, attended, batch_of) -> None:
     assert attended == ([batch.z.numel()] * 3 if options in COVERED else [])
 
 
+def test_several_blocks_take_the_kernel_of_layer_norms(monkeypatch, batch_of) -> None:
+    rows, normed = [], pair_attention.mish_norm
+    monkeypatch.setattr(pair_attention, "mish_norm", lambda x, *of: rows.append(x.size(0)) or normed(x, *of))
+    model, batch = SiteNet(**WIDTHS, blocks=2), batch_of(NAMES, torch.float32)
+    model.set_kernels(True)
+    model(batch)
+    pairs = batch.edge_index.size(1)
+    # The embedding, then attention and two layers of values in each block, and the pairs between them.
+    assert rows.count(pairs) == 1 + 2 * 3 + 1
+    assert model.has_kernels
+    assert not SiteNet(**WIDTHS | {"value_hidden": [9]}, blocks=2).has_kernels
+    assert not SiteNet(**WIDTHS | {"value_hidden": []}).has_kernels
+
+
 @pytest.mark.parametrize("options", ["two heads", "two blocks"])
 def test_supervised(options: str, batch_of) -> None:
     model = SiteNet(**WIDTHS | (COVERED | UNCOVERED)[options]).double()

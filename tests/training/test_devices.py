@@ -100,6 +100,16 @@ def test_kernels_serve_where_wanted_and_possible(
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
 
 
+@pytest.mark.parametrize(("device", "changes"), [("cuda", {}), ("cpu", {"compile": False})])
+def test_no_kernel_is_looked_for_where_none_is_used(options, monkeypatch, device, changes):
+    monkeypatch.setattr(setup, "compile_fault", lambda device: None)
+    chosen = options(**{"compile": True, "encoder": {"blocks": 2}} | changes)
+    encoder, _ = prepare_encoder(chosen)
+    monkeypatch.setattr(native, "fault", lambda *what, **widths: pytest.fail("a kernel was looked for"))
+    prepare_kernels(chosen, encoder, device)
+    assert not encoder.kernels
+
+
 def test_an_encoder_that_has_nothing_to_compile_is_spared_the_trial_and_the_notice(options, monkeypatch, caplog):
     tried = []
     monkeypatch.setattr(setup, "compile_fault", tried.append)
