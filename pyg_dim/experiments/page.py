@@ -315,6 +315,8 @@ def _claims(rows: pd.DataFrame, ablated: pd.DataFrame, tuned: pd.DataFrame) -> s
         if known:
             held = [n for n, pair in known.items() if pair.verdict in wanted]
             said = "yes" if len(held) == len(known) else "no" if not held else f"at n = {', '.join(map(str, held))}"
+            if any(pair.count < FEWEST for pair in known.values()):
+                said = "too few draws"
             here = "; ".join(f"{n}: {_told(pair)}" for n, pair in known.items())
             table.append([claim, paper, here, said])
 

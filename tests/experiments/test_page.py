@@ -92,6 +92,13 @@ def test_claims_hold_or_not(filled):
     assert held["formation energy: all kinds beat 'untrained' (least squares)"] == "no"
 
 
+def test_few_draws_decide_no_claim(study):
+    study.probe_table().add(probe_rows(draws=4))
+    text = section(write_tables(study).read_text(), "claims")
+    first = next(line for line in text.splitlines() if line.startswith("| formation energy"))
+    assert first.endswith("| too few draws |")
+
+
 def test_a_page_is_filled_between_its_markers_and_nowhere_else(filled, tmp_path, caplog):
     names = ("representations", "probes", "cells", "ablation", "claims", "transfer")
     page = tmp_path / "page.md"
